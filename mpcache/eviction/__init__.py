@@ -1,0 +1,1 @@
+"""Cache policies: one file each, written once for plaintext and for shares."""

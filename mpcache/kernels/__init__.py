@@ -1,0 +1,1 @@
+"""Local arithmetic: ring products and plaintext attention. No shares, no I/O."""

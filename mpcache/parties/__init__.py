@@ -1,0 +1,1 @@
+"""Processes and wires: transport, TLS, party and launch."""

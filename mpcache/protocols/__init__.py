@@ -1,0 +1,1 @@
+"""Secure operations: one file each, with its plaintext twin, its cost and its run."""

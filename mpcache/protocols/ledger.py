@@ -1,0 +1,180 @@
+"""What a party sent, received and opened, by scope; and the same counts as a prediction.
+
+A *round* is a step in which a party must wait for a peer's message. Every party counts each step
+that it takes part in, so the counts of all parties agree. Bytes are frames on the wire before TLS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from mpcache.protocols.channel import Spec, frame_bytes
+
+
+@dataclass
+class Entry:
+    """Totals of one scope. `seconds` is wall time in the scope itself, children not included;
+    `wait_seconds` is the part of it that was spent in exchanges."""
+
+    rounds: int = 0
+    messages: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    dealt_bytes: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    def add(self, other: Entry) -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One reason for which values left the shares: to whom, and how many values in all."""
+
+    why: str
+    to: str
+    values: int
+
+
+class Scopes:
+    """A path of scopes such as ``decode/layer3/attention/softmax``, and time spent in each."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._path: list[str] = []
+        self._since = time.perf_counter()
+
+    @property
+    def path(self) -> str:
+        return "/".join(self._path) or "start"
+
+    def entry(self) -> Entry:
+        return self.entries.setdefault(self.path, Entry())
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        self.entry().seconds += now - self._since
+        self._since = now
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Everything inside is counted under the current path and `name`."""
+        self._settle()
+        self._path.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._path.pop()
+
+    def total(self, prefix: str = "") -> Entry:
+        """Sum over the scope `prefix` and everything inside it; all scopes for ``""``."""
+        self._settle()
+        total = Entry()
+        for path, entry in self.entries.items():
+            if not prefix or path == prefix or path.startswith(prefix + "/"):
+                total.add(entry)
+        return total
+
+    def by_scope(self) -> dict[str, dict[str, float]]:
+        """Every scope with its totals, as plain values for a report."""
+        self._settle()
+        return {path: asdict(entry) for path, entry in sorted(self.entries.items())}
+
+
+class Transcript:
+    """A running digest over labels, directions, dtypes and shapes: what a wiretap sees but the bytes."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(
+        self, label: str, sent: Mapping[int, Sequence[Spec]], got: Mapping[int, Sequence[Spec]]
+    ) -> None:
+        parts = [label]
+        for arrow, frames in ((">", sent), ("<", got)):
+            for peer in sorted(frames):
+                parts.append(f"{arrow}{peer}:{','.join(map(str, frames[peer]))}")
+        self._digest.update(" ".join(parts).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+@dataclass
+class Ledger(Scopes):
+    """The ledger of one party in one run. `world` parties take part; this one is `rank`."""
+
+    rank: int
+    world: int
+    transcript: Transcript = field(default_factory=Transcript)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._openings: dict[tuple[str, str], int] = {}
+
+    def record(
+        self,
+        label: str,
+        sent: Mapping[int, Sequence[Spec]],
+        received: Mapping[int, Sequence[Spec]],
+        seconds: float,
+    ) -> None:
+        """Count one step, made of one frame to each peer in `sent` and from each in `received`."""
+        self.transcript.add(label, sent, received)
+        entry = self.entry()
+        entry.rounds += 1
+        entry.messages += len(sent)
+        entry.sent_bytes += sum(frame_bytes(label, specs) for specs in sent.values())
+        entry.received_bytes += sum(frame_bytes(label, specs) for specs in received.values())
+        entry.wait_seconds += seconds
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        """Note that `values` elements left the shares, for `to`, because of `why`."""
+        self._openings[why, to] = self._openings.get((why, to), 0) + values
+
+    @property
+    def openings(self) -> list[Opening]:
+        return [Opening(why, to, n) for (why, to), n in sorted(self._openings.items())]
+
+
+Sends = Mapping[tuple[int, int], Sequence[Spec]]
+
+
+class Prediction(Scopes):
+    """The ledgers of all parties at once, counted without a party: `ranks[r]` predicts party r."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world = world
+        self.ranks = [Ledger(rank, world) for rank in range(world)]
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        self._path.append(name)
+        for ledger in self.ranks:
+            ledger._path.append(name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+            for ledger in self.ranks:
+                ledger._path.pop()
+
+    def step(self, kind: str, sends: Sends) -> None:
+        """Count one step in which `sends[source, target]` is each frame's content."""
+        label = f"{self.path}:{kind}"
+        for ledger in self.ranks:
+            sent = {to: specs for (source, to), specs in sends.items() if source == ledger.rank}
+            got = {source: specs for (source, to), specs in sends.items() if to == ledger.rank}
+            ledger.record(label, sent, got, 0.0)
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        for ledger in self.ranks:
+            ledger.opened(why, to, values)

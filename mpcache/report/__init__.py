@@ -1,0 +1,1 @@
+"""Ledgers and twins in, JSON and Markdown out."""

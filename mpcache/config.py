@@ -1,0 +1,267 @@
+"""The configuration of a run: frozen, validated, every unknown key refused by name.
+
+Layers, weakest first: the defaults here, a YAML file, the command line. `load` merges them and
+turns every complaint into a `UsageError` of one line a mistake. The prompt is the client's secret:
+it is left out of `to_yaml` and of `digest` unless asked for, and no message repeats it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mpcache.errors import UsageError
+
+AVAILABLE_PROTOCOLS = ("crypten",)
+PRESETS: dict[str, tuple[float, float]] = {  # name -> (rtt_ms, mbps); 0 mbps is unlimited
+    "local": (0.0, 0.0),
+    "lan": (0.3, 3000.0),
+    "wan": (40.0, 400.0),
+    "wan-slow": (80.0, 100.0),
+}
+BUILT_IN_PROMPT = (
+    "The lighthouse at Cape Orlen was built in 1871 from grey granite that was carried across the"
+    " bay by barge. Its lamp burned whale oil for nine years, then kerosene, and since 1932 it has"
+    " been electric. The keeper's house beside it is now a small museum, open from May to"
+    " September, where visitors can see the first lens. In which year did the lamp of the"
+    " lighthouse become electric?"
+)
+# What the parties need not agree on: the client's secret, and what concerns one host alone.
+_LOCAL_KEYS = ("prompt", "prompt_file", "report", "threads", "device")
+_LOCAL_NETWORK_KEYS = ("addresses", "keys", "timeout_s", "connect_timeout_s")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RingConfig(_Section):
+    """Fixed point over Z/2^64."""
+
+    frac: int = Field(16, ge=8, le=24, description="a number of fractional bits from 8 to 24")
+
+
+class CacheConfig(_Section):
+    """What the key/value cache keeps; the policies are in `mpcache.eviction`."""
+
+    policy: Literal["mpcache", "full"] = Field("mpcache", description="mpcache or full")
+    clusters: tuple[int, int] = Field(
+        (32, 16),
+        strict=False,
+        description="two sizes in tokens, [coarse, fine], the second dividing the first",
+    )
+    alpha: float = Field(
+        0.6, ge=0, le=1, description="the weight of the maximum in a summary, from 0 to 1"
+    )
+    static_keep: Share = Field(
+        0.75, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
+    )
+    coarse_keep: Share = Field(
+        0.5, description="the share of coarse clusters kept in a step, over 0 and at most 1"
+    )
+    dynamic_keep: Share = Field(
+        0.5, description="the share of fine clusters kept in a step, over 0 and at most 1"
+    )
+    sink: int = Field(4, ge=0, description="a number of first tokens that always stay, 0 or more")
+    recent: int = Field(16, ge=0, description="a number of last tokens that always stay, 0 or more")
+    share_layers: bool = Field(
+        True, description="true or false: layers (2,3), (4,5), ... share one selection"
+    )
+    summary: Literal["extrema", "mean"] = Field("extrema", description="extrema or mean")
+
+    @field_validator("clusters")
+    @classmethod
+    def _nested(cls, sizes: tuple[int, int]) -> tuple[int, int]:
+        if min(sizes) < 1 or sizes[0] % sizes[1]:
+            raise ValueError("the second does not divide the first")
+        return sizes
+
+
+class NetworkConfig(_Section):
+    """The wire between the parties, and the network that it emulates."""
+
+    name: Literal["local", "lan", "wan", "wan-slow", "custom"] = Field(
+        "local", description="local, lan, wan, wan-slow, or custom with rtt_ms and mbps"
+    )
+    rtt_ms: float = Field(0.0, ge=0, description="a round-trip time in milliseconds, 0 or more")
+    mbps: float = Field(0.0, ge=0, description="megabits a second, or 0 for no limit")
+    tls: bool = Field(True, description="on or off")
+    timeout_s: float = Field(120.0, gt=0, description="seconds to wait for a peer, over 0")
+    connect_timeout_s: float = Field(30.0, gt=0, description="seconds to wait at the start, over 0")
+    addresses: tuple[str, ...] = Field(
+        (), strict=False, description="a list of host:port, one a party, or none"
+    )
+    keys: str | None = Field(None, description="the folder that `mpcache keys` wrote, or nothing")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        name = data.get("name", "local")
+        if name == "custom" and not {"rtt_ms", "mbps"} <= data.keys():
+            raise ValueError("a custom network needs both rtt_ms and mbps")
+        if not isinstance(name, str) or name not in PRESETS:
+            return data
+        preset = dict(zip(("rtt_ms", "mbps"), PRESETS[name], strict=True))
+        for key, value in preset.items():
+            if data.get(key, value) != value:
+                raise ValueError(f"{name} has {key} {value:g}; for another value use name: custom")
+        return {**data, **preset}
+
+    @field_validator("addresses")
+    @classmethod
+    def _host_and_port(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{address!r} is not host:port")
+        if len(set(addresses)) != len(addresses):
+            raise ValueError("two parties have one address")
+        return addresses
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the transport delays delivery."""
+        return self.rtt_ms > 0 or self.mbps > 0
+
+
+class RunConfig(_Section):
+    """Everything that decides a run. Counts are in tokens, sizes in bytes, times in seconds."""
+
+    parties: Literal[2, 3] = Field(2, description="2 or 3")
+    protocol: Literal["dealer", "replicated", "crypten"] = Field("crypten", description="crypten")
+    model: str = Field(
+        "smollm2", min_length=1, description="a name that `mpcache models` lists, or a folder"
+    )
+    weights: Literal["auto", "required", "synthetic"] = Field(
+        "auto", description="auto, required or synthetic"
+    )
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="a whole number from 0 for synthetic weights"
+    )
+    prompt: str | None = Field(None, description="a text of at least one character", repr=False)
+    prompt_file: str | None = Field(None, description="a file of UTF-8 text", repr=False)
+    chat: bool = Field(True, description="true or false: use the model's chat form where known")
+    max_new_tokens: int = Field(16, ge=1, description="a number of tokens, 1 or more")
+    verify: bool = Field(False, description="true or false: open logits to compare them")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
+    report: str | None = Field(None, description="a folder, or nothing for runs/<id>")
+    ring: RingConfig = RingConfig()
+    truncation: Literal["local"] = Field("local", description="local")
+    owner: int = Field(0, ge=0, description="the rank of the party that owns the model")
+    client: int = Field(1, ge=0, description="the rank of the party that has the prompt")
+    threads: int = Field(0, ge=0, description="threads a party, or 0 to choose")
+    cache: CacheConfig = CacheConfig()
+    network: NetworkConfig = NetworkConfig()
+
+    @field_validator("protocol")
+    @classmethod
+    def _built(cls, protocol: str) -> str:
+        if protocol not in AVAILABLE_PROTOCOLS:
+            raise ValueError("it is not available in this version")
+        return protocol
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not prompt.strip():
+            raise ValueError("the prompt is empty")
+        return prompt
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunConfig:
+        for role, rank in (("owner", self.owner), ("client", self.client)):
+            if rank >= self.parties:
+                raise ValueError(
+                    f"{role}: {rank} is no rank of {self.parties} parties;"
+                    f" expected 0 to {self.parties - 1}"
+                )
+        if self.owner == self.client:
+            raise ValueError(
+                f"owner and client are both {self.owner}: one party would hold the weights and the"
+                " prompt; give them different ranks"
+            )
+        if self.network.addresses and len(self.network.addresses) != self.parties:
+            raise ValueError(
+                f"network.addresses: {len(self.network.addresses)} addresses for {self.parties}"
+                " parties; expected one a party, in the order of their ranks"
+            )
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("prompt and prompt_file are both set; keep one of them")
+        return self
+
+
+def load(yaml_path: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Merge defaults < the YAML file < `overrides` (nested mappings) into a validated RunConfig.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, or a value is not allowed.
+    """
+    from mpcache.config_layers import merge, normalise, read_yaml
+    from mpcache.config_messages import explain
+
+    from_file = normalise(read_yaml(yaml_path)) if yaml_path else {}
+    from_caller = normalise(overrides or {})
+    merged = merge(from_file, from_caller)
+    layers = {"on the command line": from_caller, f"in {yaml_path}": from_file}
+    return explain(RunConfig, merged, layers)
+
+
+def digest(config: RunConfig) -> str:
+    """SHA-256 over what all parties must agree on, as 64 hexadecimal digits.
+
+    The prompt, the report's folder and what concerns one host alone are not part of it.
+    """
+    values = config.model_dump(mode="json")
+    for key in _LOCAL_KEYS:
+        del values[key]
+    for key in _LOCAL_NETWORK_KEYS:
+        del values["network"][key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def without_prompt(config: RunConfig) -> RunConfig:
+    """The same configuration without the client's secret."""
+    return config.model_copy(update={"prompt": None, "prompt_file": None})
+
+
+def to_dict(config: RunConfig, redact_prompt: bool = True) -> dict[str, Any]:
+    """The resolved configuration as plain values; without the prompt's keys if redacted."""
+    values = config.model_dump(mode="json")
+    if redact_prompt:
+        del values["prompt"], values["prompt_file"]
+    return values
+
+
+def to_yaml(config: RunConfig, redact_prompt: bool = True) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(to_dict(config, redact_prompt), sort_keys=False, allow_unicode=True)
+
+
+def read_prompt(config: RunConfig) -> str:
+    """The client's prompt: its text, its file (``-`` is standard input), or the built-in one.
+
+    Raises:
+        UsageError: the file is missing, unreadable, not UTF-8 or empty.
+    """
+    if config.prompt is not None:
+        return config.prompt
+    if config.prompt_file is None:
+        return BUILT_IN_PROMPT
+    from mpcache.config_layers import read_text
+
+    text = read_text(config.prompt_file, "the prompt file").strip()
+    if not text:
+        raise UsageError(
+            f"the prompt file {config.prompt_file} is empty; expected UTF-8 text: write the"
+            " prompt into it or use --prompt"
+        )
+    return text

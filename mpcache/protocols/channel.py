@@ -34,6 +34,8 @@ _FIXED = struct.Struct("<HBBIdHB")  # magic, version, flags, step, clock, label 
 _TENSOR = struct.Struct("<BB")  # dtype, number of dimensions
 _DIM = struct.Struct("<I")
 FIXED_BYTES = _FIXED.size
+CLOCK = struct.Struct("<d")
+CLOCK_AT = struct.calcsize("<HBBI")  # where the clock stands in a header
 ABORT = 1  # flag: this frame carries no tensors; its label is why the sender stops
 
 
@@ -116,7 +118,7 @@ class FixedPart:
     tensors: int
 
 
-def unpack_fixed(data: bytes) -> FixedPart:
+def unpack_fixed(data: bytes | memoryview) -> FixedPart:
     """Decode the fixed part of a header.
 
     Raises:
@@ -128,11 +130,13 @@ def unpack_fixed(data: bytes) -> FixedPart:
     if version != VERSION:
         raise MpcacheError(f"the peer speaks frame version {version}, this party {VERSION}")
     if label_bytes > MAX_LABEL:
-        raise MpcacheError(f"a label of {label_bytes} bytes was announced; the limit is {MAX_LABEL}")
+        raise MpcacheError(
+            f"a label of {label_bytes} bytes was announced; the limit is {MAX_LABEL}"
+        )
     return FixedPart(step, clock, bool(flags & ABORT), label_bytes, tensors)
 
 
-def unpack_spec(data: bytes) -> tuple[int, int]:
+def unpack_spec(data: bytes | memoryview) -> tuple[int, int]:
     """Decode (dtype index, number of dimensions) of one tensor description."""
     dtype, dims = _TENSOR.unpack(data)
     if dtype >= len(DTYPES) or dims > MAX_DIMS:
@@ -144,7 +148,7 @@ SPEC_BYTES = _TENSOR.size
 DIM_BYTES = _DIM.size
 
 
-def unpack_dims(data: bytes) -> tuple[int, ...]:
+def unpack_dims(data: bytes | memoryview) -> tuple[int, ...]:
     """Decode the sizes of one tensor's dimensions."""
     shape = tuple(size for (size,) in _DIM.iter_unpack(data))
     if math.prod(shape) > MAX_ELEMENTS:

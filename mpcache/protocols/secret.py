@@ -94,6 +94,8 @@ class Secret:
 
     def times(self, integers: torch.Tensor | int, frac: int = 0) -> Secret:
         """Multiply by public ring elements that stand for integers / 2^frac. Exact."""
+        if isinstance(integers, torch.Tensor):
+            integers = integers.to(self.share.device)
         return Secret(self.share * integers, self.frac + frac)
 
     def halved(self, times: int) -> Secret:
@@ -105,6 +107,15 @@ class Secret:
 
     def cumsum(self, dim: int) -> Secret:
         return self._like(self.share.cumsum(dim))
+
+    def take(self, indices: torch.Tensor, dim: int = -1) -> Secret:
+        """The elements at public positions `indices` [n] along `dim`."""
+        return self._like(self.share.index_select(dim, indices.to(self.share.device)))
+
+    def pour(self, indices: torch.Tensor, size: int) -> Secret:
+        """Sum the last dimension [n] into `size` bins; element i goes to bin ``indices[i]``."""
+        bins = self.share.new_zeros(*self.shape[:-1], size)
+        return self._like(bins.index_add_(-1, indices.to(self.share.device), self.share))
 
     # --- refusals ------------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""What a cache policy is: a frozen description that starts a cache for one run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from mpcache.models.spec import ModelSpec
+from mpcache.protocols.operation import Machine, Value
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Public token counts: kept after prefill, and attended to in each decode step, per layer."""
+
+    static: int
+    dynamic: tuple[int, ...]
+
+
+@dataclass
+class Kept:
+    """What a cache really kept, read off its tensors: per layer, and per layer and step."""
+
+    static: dict[int, int] = field(default_factory=dict)
+    dynamic: dict[int, list[int]] = field(default_factory=dict)
+
+    def matches(self, budget: Budget) -> bool:
+        return all(kept == budget.static for kept in self.static.values()) and all(
+            tuple(kept) == budget.dynamic for kept in self.dynamic.values()
+        )
+
+
+class Cache(ABC):
+    """The keys and values of one run, by layer. The first call for a layer is the prefill."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.keys: dict[int, Value] = {}
+        self.values: dict[int, Value] = {}
+        self.kept = Kept()
+
+    def attend(
+        self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
+    ) -> Value:
+        """Store keys and values [kv_heads, tokens, head_dim] of new tokens, and attend.
+
+        Returns the context of `queries` [kv_heads, group, tokens, head_dim], in that shape.
+        """
+        if layer not in self.keys:
+            context = self.prefill(machine, layer, queries, keys, values)
+            self.kept.static[layer] = self.keys[layer].shape[1]
+            return context
+        self.keys[layer] = machine.cat([self.keys[layer], keys], 1)
+        self.values[layer] = machine.cat([self.values[layer], values], 1)
+        return self.decode(machine, layer, queries)
+
+    @abstractmethod
+    def prefill(
+        self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
+    ) -> Value:
+        """Attend causally over the prompt and store what the policy keeps."""
+
+    @abstractmethod
+    def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
+        """Attend to the stored tokens with the last token's queries [.., group, 1, head_dim]."""
+
+
+class Policy(ABC):
+    """A cache policy. Implementations are frozen dataclasses, one file each."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
+        """The public counts for a prompt and a number of generated tokens."""
+
+    @abstractmethod
+    def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Cache:
+        """An empty cache for one run of `prompt_tokens` and `new_tokens`."""
+
+
+def causal_mask(tokens: int) -> torch.Tensor:
+    """Public 0/1 mask [tokens, tokens]: row i sees columns up to i."""
+    return torch.ones(tokens, tokens, dtype=torch.int64).tril()

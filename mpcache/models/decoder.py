@@ -1,0 +1,158 @@
+"""The one decoder text, for the OPT and LLaMA families, read by every machine.
+
+It knows neither parties nor policies: a cache is handed in, and takes queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpcache.models.rotary_tables import rotary_tables
+from mpcache.models.spec import ModelSpec
+from mpcache.protocols.activation import relu, silu
+from mpcache.protocols.arithmetic import embed, linear, multiply
+from mpcache.protocols.norm import norm
+from mpcache.protocols.operation import Machine, Value
+from mpcache.protocols.rotary import rotary
+
+
+class KeyValueCache(Protocol):
+    """What the decoder asks of a cache."""
+
+    def attend(
+        self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
+    ) -> Value:
+        """Store keys and values [kv_heads, tokens, head_dim] of new tokens, and attend.
+
+        `queries` is [kv_heads, group, tokens, head_dim]; so is the returned context.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A spec and its weights as one machine holds them: tensors, shares or hollow shares."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Value]
+
+    def bias(self, name: str) -> Value | None:
+        return self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else None
+
+
+FUSED = {
+    "attention.input": ("attention.query", "attention.key", "attention.value"),
+    "ffn.input": ("ffn.gate", "ffn.up"),
+}
+
+
+def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value] | None) -> Model:
+    """Bring the owner's weights into the machine, matrices with a common input side by side.
+
+    Args:
+        tensors: the weights in the clear by canonical name, at their owner and in the twin; None
+            elsewhere and in the cost reading.
+    """
+    weights = {
+        name: machine.weight(name, None if tensors is None else tensors[name], shape)
+        for name, shape in spec.shapes().items()
+    }
+    for layer in range(spec.layers):
+        for fused, parts in FUSED.items():
+            names = [f"layers.{layer}.{part}" for part in parts]
+            if names[0] not in weights:
+                names = names[1:]
+            for suffix in ("", ".bias"):
+                if names[0] + suffix in weights:
+                    pieces = [weights.pop(name + suffix) for name in names]
+                    weights[f"layers.{layer}.{fused}{suffix}"] = machine.cat(pieces, -1)
+    return Model(spec, weights)
+
+
+def forward(
+    machine: Machine, model: Model, tokens: Value, start: int, count: int, cache: KeyValueCache
+) -> Value:
+    """Logits [1, vocab] after `count` new tokens at positions from `start` on."""
+    spec, weights = model.spec, model.weights
+    with machine.scope("embed"):
+        x = embed(machine, tokens, weights["embed.tokens"])
+        if "embed.project" in weights:
+            x = linear(machine, x, weights["embed.project"])
+        if spec.positions == "learned":
+            first = start + spec.position_offset
+            x = x + weights["embed.positions"][first : first + count]
+    for layer in range(spec.layers):
+        with machine.scope(f"layer{layer}"):
+            x = _attention_block(machine, model, layer, x, start, cache)
+            x = _ffn_block(machine, model, layer, x)
+    with machine.scope("head"):
+        x = x[count - 1 : count]
+        if spec.final_norm:
+            x = _norm(machine, model, "final.norm", x)
+        if "final.project" in weights:
+            x = linear(machine, x, weights["final.project"])
+        table = weights["embed.tokens"].transpose(0, 1) if spec.tied else weights["head"]
+        return linear(machine, x, table)
+
+
+def _norm(machine: Machine, model: Model, name: str, x: Value) -> Value:
+    spec = model.spec
+    gain = model.weights[f"{name}.gain"]
+    return norm(machine, x, gain, model.bias(name), spec.norm_eps, spec.norm == "layer")
+
+
+def _attention_block(
+    machine: Machine, model: Model, layer: int, x: Value, start: int, cache: KeyValueCache
+) -> Value:
+    spec, name = model.spec, f"layers.{layer}.attention"
+    count, heads, width = x.shape[0], spec.kv_heads, spec.head_dim
+    with machine.scope("attention"):
+        y = _norm(machine, model, f"{name}.norm", x) if spec.norm_first else x
+        with machine.scope("input"):
+            y = linear(machine, y, model.weights[f"{name}.input"], model.bias(f"{name}.input"))
+        query_width, key_width = spec.heads * width, heads * width
+        queries = y[:, :query_width].reshape(count, heads, spec.group, width).permute(1, 2, 0, 3)
+        keys = y[:, query_width : query_width + key_width].reshape(count, heads, width)
+        values = y[:, query_width + key_width :].reshape(count, heads, width)
+        keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+        if spec.positions == "rotary":
+            queries, keys = _rotate(machine, spec, start, queries, keys)
+        context = cache.attend(machine, layer, queries, keys, values)
+        context = context.permute(2, 0, 1, 3).reshape(count, query_width)
+        with machine.scope("output"):
+            y = linear(
+                machine, context, model.weights[f"{name}.output"], model.bias(f"{name}.output")
+            )
+        x = x + y
+        return x if spec.norm_first else _norm(machine, model, f"{name}.norm", x)
+
+
+def _rotate(
+    machine: Machine, spec: ModelSpec, start: int, queries: Value, keys: Value
+) -> tuple[Value, Value]:
+    """Queries and keys rotated together, as heads of one tensor."""
+    count = keys.shape[1]
+    cos, sin = rotary_tables(spec, start, count)
+    flat = queries.reshape(spec.heads, count, spec.head_dim)
+    both = rotary(machine, machine.cat([flat, keys], 0), cos, sin)
+    return both[: spec.heads].reshape(*queries.shape), both[spec.heads :]
+
+
+def _ffn_block(machine: Machine, model: Model, layer: int, x: Value) -> Value:
+    spec, name = model.spec, f"layers.{layer}.ffn"
+    with machine.scope("ffn"):
+        y = _norm(machine, model, f"{name}.norm", x) if spec.norm_first else x
+        with machine.scope("input"):
+            y = linear(machine, y, model.weights[f"{name}.input"], model.bias(f"{name}.input"))
+        activation = silu if spec.activation == "silu" else relu
+        if spec.gated:
+            gate, up = y[:, : spec.ffn], y[:, spec.ffn :]
+            y = multiply(machine, activation(machine, gate), up)
+        else:
+            y = activation(machine, y)
+        with machine.scope("output"):
+            y = linear(machine, y, model.weights[f"{name}.down"], model.bias(f"{name}.down"))
+        x = x + y
+        return x if spec.norm_first else _norm(machine, model, f"{name}.norm", x)

@@ -1,0 +1,50 @@
+"""ReLU and SiLU."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcache.protocols.arithmetic import multiply
+from mpcache.protocols.comparison import negative
+from mpcache.protocols.functions import clipped, exponential, reciprocal
+from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.secret import Secret
+
+
+class Relu(Operation):
+    """max(x, 0). Exact: one comparison and a product with its bit."""
+
+    name = "relu"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return torch.relu(x)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        return x - multiply(machine, x, negative(machine, x))
+
+
+class Silu(Operation):
+    """x sigmoid(x).
+
+    1. n = [x < 0]; -|x| clipped to [-16, 0]; e = exp(-|x|); r = 1 / (1 + e), in [1/2, 1].
+    2. sigmoid(x) = r + n (1 - 2r); times x.
+
+    Error: 2^-frac (1 + 8 |x|); beyond the clip sigmoid is 0 or 1 within one unit.
+    """
+
+    name = "silu"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return torch.nn.functional.silu(x)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        below = negative(machine, x)
+        depth = multiply(machine, x, below).times(2) - x
+        e = exponential(machine, clipped(machine, depth, -machine.setting.clip))
+        r = reciprocal(machine, machine.shift(e, 1.0), 2.0)
+        flip = multiply(machine, machine.shift(-r.times(2), 1.0), below)
+        return multiply(machine, x, r + flip)
+
+
+relu = Relu()
+silu = Silu()

@@ -1,0 +1,116 @@
+"""Sums and products: elementwise, matrix, public factor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.secret import Secret
+
+EXTRA_BITS = 8
+
+
+class Multiply(Operation):
+    """Elementwise product of two secrets, broadcast. Error: one unit."""
+
+    name = "multiply"
+
+    def plain(self, machine: PlainMachine, x: Value, y: Value) -> Value:
+        return x * y
+
+    def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
+        return machine.multiply(x, y)
+
+
+class Matmul(Operation):
+    """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one unit, whatever k."""
+
+    name = "matmul"
+
+    def plain(self, machine: PlainMachine, x: Value, y: Value) -> Value:
+        return x @ y
+
+    def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
+        return machine.matmul(x, y)
+
+
+class Scale(Operation):
+    """Product with a public tensor or number, broadcast.
+
+    A power of two at or below 1 is exact and free: only the point moves, and the result keeps
+    more fractional bits until the next truncation. Else error: one unit, and 2^-frac |x factor|
+    from rounding the factor, which gets up to `EXTRA_BITS` more bits when it is small.
+    """
+
+    name = "scale"
+
+    def plain(self, machine: PlainMachine, x: Value, factor: torch.Tensor | float) -> Value:
+        return x * factor
+
+    def run(self, machine: SecureMachine, x: Secret, factor: torch.Tensor | float) -> Secret:
+        if isinstance(factor, float) and 0 < factor <= 1:
+            exponent = -math.log2(factor)
+            if exponent == int(exponent):
+                return x.halved(int(exponent))
+        largest = max(torch.as_tensor(factor).abs().max().item(), 2.0**-EXTRA_BITS)
+        frac = machine.setting.frac + max(0, math.floor(-math.log2(largest)))
+        ring = machine.encode(factor, frac).to(x.share.device)
+        return machine.settle(x.times(ring, frac))
+
+
+class Settle(Operation):
+    """Bring a value back to the setting's fractional bits. Error: one unit where it has more."""
+
+    name = "settle"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return x
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        return machine.settle(x)
+
+
+class Linear(Operation):
+    """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
+
+    Error: one unit, and |x|_1 / 2^(frac + 1) from rounding the weights.
+    """
+
+    name = "linear"
+
+    def plain(
+        self, machine: PlainMachine, x: Value, weight: Value, bias: Value | None = None
+    ) -> Value:
+        product = x @ weight
+        return product if bias is None else product + bias
+
+    def run(
+        self, machine: SecureMachine, x: Secret, weight: Secret, bias: Secret | None = None
+    ) -> Secret:
+        product = machine.matmul(x, weight)
+        return product if bias is None else product + bias
+
+
+class Embed(Operation):
+    """Rows of a secret table [vocab, width] for secret tokens. Exact.
+
+    The twin takes ids [tokens]; on shares the tokens are one-hot rows [tokens, vocab].
+    """
+
+    name = "embed"
+
+    def plain(self, machine: PlainMachine, tokens: Value, table: Value) -> Value:
+        return table[tokens]
+
+    def run(self, machine: SecureMachine, tokens: Secret, table: Secret) -> Secret:
+        return machine.matmul(tokens, table)
+
+
+multiply = Multiply()
+matmul = Matmul()
+scale = Scale()
+settle = Settle()
+linear = Linear()
+embed = Embed()

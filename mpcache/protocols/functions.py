@@ -1,0 +1,136 @@
+"""exp, 1/x and 1/sqrt(x): each on a range where few products reach the fixed point's precision."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mpcache.protocols.arithmetic import multiply, scale
+from mpcache.protocols.comparison import at_least
+from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.secret import Secret
+
+EXP_SQUARINGS = 5
+NEWTON_STEPS = 3
+
+
+class Exponential(Operation):
+    """exp(x) for x in [-clip, 0]; the caller clips.
+
+    1. z = x / 2^5 and its Taylor sum of degree 3.
+    2. Five squarings.
+
+    CrypTen's own limit (1 + x / 2^8)^(2^8) is off by up to 4e-3 at 16 fractional bits, since the
+    division by 2^8 drops eight of them. Error here: relative 2^5 units from the rounding of z and
+    of the squarings, and the Taylor rest, relative x^4 / (24 * 2^15).
+    """
+
+    name = "exp"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return torch.exp(x)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        z = machine.settle(x.halved(EXP_SQUARINGS))
+        inner = machine.shift(scale(machine, z, 1 / 6), 0.5)
+        inner = machine.shift(multiply(machine, z, inner), 1.0)
+        result = machine.shift(multiply(machine, z, inner), 1.0)
+        for _ in range(EXP_SQUARINGS):
+            result = machine.settle(machine.suite.square(result))
+        return result
+
+
+class Stairs(Operation):
+    """Public step functions of a secret: table[number of thresholds that x reaches].
+
+    Args:
+        x: any shape, any fractional bits.
+        thresholds: public, ascending, [steps].
+        tables: each public, [steps + 1]; one result for each.
+
+    1. Compare x with every threshold, in one batch.
+    2. A step function is a public combination of those bits: free, and exact on ring elements.
+    """
+
+    name = "stairs"
+
+    def plain(
+        self, machine: PlainMachine, x: Value, thresholds: torch.Tensor, *tables: torch.Tensor
+    ) -> list[Value]:
+        reached = (x.unsqueeze(-1) >= thresholds.to(x.device)).sum(-1)
+        return [table.to(x)[reached] for table in tables]
+
+    def run(
+        self, machine: SecureMachine, x: Secret, thresholds: torch.Tensor, *tables: torch.Tensor
+    ) -> list[Secret]:
+        bits = at_least(machine, x.unsqueeze(-1), thresholds)
+        frac = machine.setting.frac
+        return [
+            Secret(
+                machine.suite.shift(
+                    bits.times(machine.encode(table).diff(), frac).sum(-1), machine.encode(table[0])
+                ).share,
+                frac,
+            )
+            for table in tables
+        ]
+
+
+class Reciprocal(Operation):
+    """1/x for x in [1, upper], `upper` public.
+
+    1. A factor s = 2^-k brings x into [1, 2): steps at the powers of two.
+    2. A line and three Newton steps y <- y(2 - xy) for 1/(sx); times s.
+
+    Error: 4 units absolute.
+    """
+
+    name = "reciprocal"
+
+    def plain(self, machine: PlainMachine, x: Value, upper: float) -> Value:
+        return 1 / x
+
+    def run(self, machine: SecureMachine, x: Secret, upper: float) -> Secret:
+        wide = upper > 2
+        if wide:
+            steps = torch.arange(math.ceil(math.log2(upper)) + 1, dtype=torch.float64)
+            (factor,) = stairs(machine, x, torch.exp2(steps[1:]), torch.exp2(-steps))
+            x = multiply(machine, x, factor)
+        y = machine.shift(-machine.settle(x.halved(1)), 1.457)  # minimax line for 1/x on [1, 2]
+        for _ in range(NEWTON_STEPS):
+            y = multiply(machine, y, machine.shift(-multiply(machine, x, y), 2.0))
+        return multiply(machine, y, factor) if wide else y
+
+
+class InverseSqrt(Operation):
+    """1/sqrt(x) for x in [1, 4): a line and four Newton steps y <- y(3 - xy^2)/2.
+
+    Error: 6 units absolute.
+    """
+
+    name = "inverse-sqrt"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return torch.rsqrt(x)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        # a chord-like line, within 8% on [1, 4]
+        y = machine.shift(scale(machine, x, -0.1668), 1.1165)
+        for _ in range(NEWTON_STEPS):
+            square = machine.settle(machine.suite.square(y))
+            y = multiply(machine, y, machine.shift(-multiply(machine, x, square), 3.0)).halved(1)
+            y = machine.settle(y)
+        return y
+
+
+def clipped(machine: Machine, x: Value, low: float) -> Value:
+    """x, but `low` where x < low."""
+    above = at_least(machine, x, low)
+    return machine.shift(multiply(machine, machine.shift(x, -low), above), low)
+
+
+exponential = Exponential()
+stairs = Stairs()
+reciprocal = Reciprocal()
+inverse_sqrt = InverseSqrt()

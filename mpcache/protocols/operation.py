@@ -1,0 +1,276 @@
+"""What an operation is, and the machines that read a program made of operations.
+
+A program (the decoder, a cache policy) is written once against operations. A machine reads it:
+
+* `PlainMachine` computes on float tensors: the twin.
+* `SecureMachine` works on `Secret` shares through a suite. With a suite that talks to peers it is
+  the run; with one that only counts messages (`protocols.counting`) it is the cost; a dealing
+  suite walks the same text and emits randomness in the order of use.
+
+So an operation states what it computes (`plain`) and how parties do it (`run`), and its cost and
+its dealing are the same `run` text read by another suite: they cannot drift apart. What a suite's
+primitives cost is declared in one place, next to the suite.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from mpcache.errors import MpcacheError
+from mpcache.protocols import secret
+from mpcache.protocols.ledger import Scopes
+from mpcache.protocols.secret import Secret
+from mpcache.protocols.setting import Setting
+
+# In the plain reading a value is a float tensor, in the others a Secret.
+Value = Any
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation costs: rounds, and bytes for each party by rank."""
+
+    rounds: int
+    sent_bytes: tuple[int, ...]
+    dealt_bytes: tuple[int, ...]
+
+
+class Operation(ABC):
+    """One secure operation with its plaintext twin."""
+
+    name: ClassVar[str]
+
+    def __call__(self, machine: Machine, *args: Any, **options: Any) -> Any:
+        with machine.scope(self.name):
+            return machine.perform(self, *args, **options)
+
+    @abstractmethod
+    def plain(self, machine: PlainMachine, *args: Any, **options: Any) -> Any:
+        """What it computes, on float tensors."""
+
+    @abstractmethod
+    def run(self, machine: SecureMachine, *args: Any, **options: Any) -> Any:
+        """How the parties compute it, on shares; also read for the cost and by the dealer."""
+
+
+class Machine(ABC):
+    """A reading of a program. The context of a run travels in it."""
+
+    setting: Setting
+    secure: ClassVar[bool]
+
+    @abstractmethod
+    def perform(self, operation: Operation, *args: Any, **options: Any) -> Any: ...
+
+    @abstractmethod
+    def scope(self, name: str) -> Any:
+        """A context whose messages and time count under `name`."""
+
+    @abstractmethod
+    def cat(self, parts: Sequence[Value], dim: int) -> Value: ...
+
+    @abstractmethod
+    def stack(self, parts: Sequence[Value], dim: int = 0) -> Value: ...
+
+    @abstractmethod
+    def zeros_like(self, value: Value, shape: tuple[int, ...]) -> Value:
+        """Zeros of `shape` of the kind of `value`: same device, same fractional bits."""
+
+    @abstractmethod
+    def shift(self, value: Value, public: torch.Tensor | float) -> Value:
+        """`value` plus a public tensor or number, broadcast. Local."""
+
+    @abstractmethod
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
+        """The client's tokens: ids [count] in the clear, one-hot rows [count, vocab] on shares.
+
+        `ids` is None at every party but the client, and in the cost reading.
+        """
+
+    @abstractmethod
+    def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        """The owner's weight; `tensor` is None at every other party and in the cost reading."""
+
+    @abstractmethod
+    def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
+        """The one door out: `value` opens to the party `to` ("client") because of `why`.
+
+        Returns the float values at that party and None elsewhere (and in the cost reading).
+        """
+
+
+class PlainMachine(Machine):
+    """The twin: float tensors on one device, no parties.
+
+    Args:
+        setting: the same public numbers as the run's.
+        device: where the tensors live.
+    """
+
+    secure = False
+
+    def __init__(
+        self, setting: Setting, device: str | torch.device = "cpu", ledger: Scopes | None = None
+    ) -> None:
+        self.setting = setting
+        self.device = torch.device(device)
+        self.ledger = ledger or Scopes()
+
+    def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
+        return operation.plain(self, *args, **options)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        yield
+
+    def cat(self, parts: Sequence[Value], dim: int) -> Value:
+        return torch.cat(list(parts), dim)
+
+    def stack(self, parts: Sequence[Value], dim: int = 0) -> Value:
+        return torch.stack(list(parts), dim)
+
+    def zeros_like(self, value: Value, shape: tuple[int, ...]) -> Value:
+        return value.new_zeros(shape)
+
+    def shift(self, value: Value, public: torch.Tensor | float) -> Value:
+        return value + public
+
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
+        if ids is None or len(ids) != count:
+            raise MpcacheError(f"expected {count} token ids")
+        return torch.tensor(list(ids), dtype=torch.long, device=self.device)
+
+    def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        if tensor is None or tuple(tensor.shape) != shape:
+            raise MpcacheError(f"weight {name}: expected shape {list(shape)}")
+        return tensor.to(self.device, torch.float32)
+
+    def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
+        return value
+
+
+class Suite(ABC):
+    """The primitives of a protocol suite, on shares. Products keep all bits: `a.frac + b.frac`."""
+
+    setting: Setting
+    name: ClassVar[str]
+
+    @abstractmethod
+    def share(
+        self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int, source: int
+    ) -> Secret:
+        """Share ring elements [shape] that the party `source` holds (None elsewhere)."""
+
+    @abstractmethod
+    def multiply(self, x: Secret, y: Secret) -> Secret:
+        """Elementwise product, broadcast."""
+
+    @abstractmethod
+    def square(self, x: Secret) -> Secret:
+        """Elementwise square."""
+
+    @abstractmethod
+    def matmul(self, x: Secret, y: Secret) -> Secret:
+        """Matrix product over the last two dimensions, batched over the others."""
+
+    @abstractmethod
+    def truncate(self, x: Secret, bits: int) -> Secret:
+        """Drop the low `bits` fractional bits; off by at most one unit."""
+
+    @abstractmethod
+    def negative(self, x: Secret) -> Secret:
+        """1 where x < 0 and else 0, with no fractional bits."""
+
+    @abstractmethod
+    def shift(self, x: Secret, public: torch.Tensor) -> Secret:
+        """Add public ring elements."""
+
+    @abstractmethod
+    def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
+        """Ring elements at party `to` (at everyone if None), None elsewhere."""
+
+
+class SecureMachine(Machine):
+    """Reads a program on shares through `suite`; the ledger follows the scopes.
+
+    Args:
+        suite: who does the work: a running, a counting or a dealing suite.
+        ledger: whose scopes this program enters.
+    """
+
+    secure = True
+
+    def __init__(self, suite: Suite, ledger: Scopes) -> None:
+        self.suite = suite
+        self.setting = suite.setting
+        self.ledger = ledger
+
+    def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
+        return operation.run(self, *args, **options)
+
+    def scope(self, name: str) -> Any:
+        return self.ledger.scope(name)
+
+    def cat(self, parts: Sequence[Value], dim: int) -> Value:
+        return secret.cat(parts, dim)
+
+    def stack(self, parts: Sequence[Value], dim: int = 0) -> Value:
+        return secret.stack(parts, dim)
+
+    def zeros_like(self, value: Value, shape: tuple[int, ...]) -> Value:
+        return Secret(value.share.new_zeros(shape), value.frac)
+
+    # --- values in and out ---------------------------------------------------------------------
+
+    def encode(self, public: torch.Tensor | float, frac: int | None = None) -> torch.Tensor:
+        """Public numbers as ring elements, rounded to the nearest unit."""
+        frac = self.setting.frac if frac is None else frac
+        exact = torch.as_tensor(public, dtype=torch.float64)
+        return torch.round(exact * 2.0**frac).to(torch.int64)
+
+    def decode(self, ring: torch.Tensor, frac: int) -> torch.Tensor:
+        """Ring elements as float64 numbers."""
+        return ring.to(torch.float64) / 2.0**frac
+
+    def shift(self, value: Value, public: torch.Tensor | float) -> Value:
+        return self.suite.shift(value, self.encode(public, value.frac))
+
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
+        rows = None
+        if ids is not None:
+            if len(ids) != count:
+                raise MpcacheError(f"expected {count} token ids, not {len(ids)}")
+            rows = torch.zeros(count, vocab, dtype=torch.int64)
+            rows[torch.arange(count), torch.tensor(list(ids))] = 1
+        return self.suite.share(rows, (count, vocab), 0, self.setting.client)
+
+    def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        ring = None if tensor is None else self.encode(tensor)
+        if ring is not None and tuple(ring.shape) != shape:
+            raise MpcacheError(f"weight {name}: expected {list(shape)}, not {list(ring.shape)}")
+        return self.suite.share(ring, shape, self.setting.frac, self.setting.owner)
+
+    def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
+        if to != "client":
+            raise MpcacheError(f"values open to the client only, not to {to}")
+        ring = self.suite.open(value, self.setting.client, why)
+        return None if ring is None else self.decode(ring, value.frac)
+
+    # --- products, brought back to the setting's fractional bits ---------------------------------
+
+    def settle(self, value: Secret) -> Secret:
+        """Truncate to the setting's fractional bits where there are more."""
+        extra = value.frac - self.setting.frac
+        return self.suite.truncate(value, extra) if extra > 0 else value
+
+    def multiply(self, x: Secret, y: Secret) -> Secret:
+        return self.settle(self.suite.multiply(x, y))
+
+    def matmul(self, x: Secret, y: Secret) -> Secret:
+        return self.settle(self.suite.matmul(x, y))

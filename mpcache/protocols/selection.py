@@ -1,0 +1,90 @@
+"""Oblivious selection: ranks, top-k as one-hot rows, and the index of the maximum."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcache.protocols.arithmetic import multiply
+from mpcache.protocols.comparison import at_least
+from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.secret import Secret
+
+
+class Rank(Operation):
+    """How many elements of the last dimension [n] beat each one: 0 for the greatest.
+
+    Of two equal elements the earlier one wins, so ranks are a permutation. On shares: all
+    n (n - 1) / 2 comparisons in one batch, then public sums. Exact.
+    """
+
+    name = "rank"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        order = torch.argsort(x, dim=-1, descending=True, stable=True)
+        places = torch.arange(x.shape[-1], device=x.device).expand_as(order)
+        return torch.empty_like(order).scatter_(-1, order, places).to(x.dtype)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        size = x.shape[-1]
+        first, second = torch.triu_indices(size, size, 1)
+        wins = at_least(machine, x.take(first), x.take(second))
+        ranks = wins.pour(second, size) - wins.pour(first, size)
+        return machine.shift(ranks, torch.arange(size - 1, -1, -1, dtype=torch.float64))
+
+
+class TopK(Operation):
+    """The k greatest of the last dimension [n], as one-hot rows [..., k, n] in order of position.
+
+    1. Keep bit b_i = [rank_i < k].
+    2. Place p_i = b_0 + ... + b_i: linear.
+    3. Row j is [p_i > j] - [p_(i-1) > j]: 1 exactly where the j-th kept element stands.
+
+    Rows are integers without fractional bits, so a product with them is exact. Public: k and n.
+    """
+
+    name = "top-k"
+
+    def plain(self, machine: PlainMachine, x: Value, k: int) -> Value:
+        kept = rank(machine, x) < k
+        rows = kept.cumsum(-1)
+        wanted = torch.arange(1, k + 1, device=x.device).unsqueeze(-1)
+        return ((rows.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(x.dtype)
+
+    def run(self, machine: SecureMachine, x: Secret, k: int) -> Secret:
+        size = x.shape[-1]
+        bits = machine.shift(-at_least(machine, rank(machine, x), float(k)), 1.0)
+        places = bits.cumsum(-1)
+        wanted = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(-1)
+        reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size))
+        before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)
+        return reached - before
+
+
+class Argmax(Operation):
+    """Position of the greatest element in the last dimension, as an integer.
+
+    A tournament that carries values and positions: ceil(log2 n) comparisons deep. Exact; of two
+    equal elements either may win.
+    """
+
+    name = "argmax"
+
+    def plain(self, machine: PlainMachine, x: Value) -> Value:
+        return x.argmax(-1)
+
+    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        size = x.shape[-1]
+        start = machine.shift(Secret(x.share * 0, 0), torch.arange(size, dtype=torch.float64))
+        both = machine.stack([x, Secret(start.share, x.frac)])
+        while both.shape[-1] > 1:
+            half = both.shape[-1] // 2
+            left, right, rest = both[..., :half], both[..., half : 2 * half], both[..., 2 * half :]
+            wins = at_least(machine, left[0], right[0]).unsqueeze(0)
+            both = right + multiply(machine, left - right, wins)
+            both = machine.cat([both, rest], -1) if rest.shape[-1] else both
+        return Secret(both.share[1].squeeze(-1), 0)
+
+
+rank = Rank()
+top_k = TopK()
+argmax = Argmax()

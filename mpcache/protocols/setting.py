@@ -1,0 +1,36 @@
+"""The public numbers that every party and every reading of a run must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Truncation = Literal["local"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How values are shared and which suite works on them.
+
+    Args:
+        world: number of parties.
+        suite: name of the protocol suite.
+        frac: fractional bits of a fixed-point value.
+        owner: rank of the party that holds the weights.
+        client: rank of the party that holds the prompt and receives the answer.
+        clip: softmax arguments below ``-clip`` count as ``-clip``; exp(-16) is under one unit.
+        truncation: how low bits are dropped after a product.
+    """
+
+    world: int = 2
+    suite: str = "crypten"
+    frac: int = 16
+    owner: int = 0
+    client: int = 1
+    clip: float = 16.0
+    truncation: Truncation = "local"
+
+    @property
+    def unit(self) -> float:
+        """The smallest positive value."""
+        return 2.0**-self.frac

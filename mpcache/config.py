@@ -171,7 +171,9 @@ class RunConfig(_Section):
 
     @field_validator("prompt")
     @classmethod
-    def _not_blank(cls, prompt: str | None) -> str | None:
+    def _readable(cls, prompt: str | None) -> str | None:
+        if prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise ValueError("it is not UTF-8")
         if prompt is not None and not prompt.strip():
             raise ValueError("the prompt is empty")
         return prompt

@@ -1,0 +1,127 @@
+"""A run's report.json as a page that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from mpcache.report import tables
+
+
+def render(report: dict[str, Any]) -> str:
+    """The whole page as Markdown, from the fields of a report whose checks passed."""
+    sections = [
+        _head(report),
+        "## Plaintext against secret-shared\n\n"
+        + _table(("", "plaintext", "secret-shared"), tables.headline(report))
+        + f"\n\nMeasured on {tables.machine(report)}. Network: {tables.network(report)}.",
+        _answer(report),
+        "## Agreement\n\n" + "\n".join(f"- {line}" for line in tables.agreement(report)),
+        _components(report),
+        _predicted(report),
+        _cache(report),
+        _openings(report),
+        "## Configuration\n\n```yaml\n"
+        + yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True)
+        + "```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(report: dict[str, Any]) -> str:
+    lines = [
+        f"# Run {report['id']}",
+        "",
+        f"{tables.model(report)}; {report['parties']} parties, protocol {report['protocol']}, cache"
+        f" {report['cache']['policy']}; {report['prompt_tokens']} prompt tokens,"
+        f" {report['new_tokens']} new ones. mpcache {report['version']}.",
+    ]
+    lines.extend(f"\n> **Warning:** {warning}" for warning in report["warnings"])
+    return "\n".join(lines)
+
+
+def _answer(report: dict[str, Any]) -> str:
+    note = " (meaningless: synthetic weights)" if report["model"]["weights"] == "synthetic" else ""
+    quoted = "\n".join(f"> {line}" for line in report["text"].splitlines() or [""])
+    return f"## Answer{note}\n\n{quoted}"
+
+
+def _components(report: dict[str, Any]) -> str:
+    parts = ["## Where it goes", "Layers are summed; seconds are those of the slowest party."]
+    for phase in ("prefill", "decode"):
+        rows = [
+            (
+                name,
+                f"{entry['rounds']:,}",
+                tables.by_party(entry["sent_bytes"]),
+                tables.in_seconds(entry["seconds"]),
+            )
+            for name, entry in tables.components(report["secure"][phase])
+        ]
+        parts.append(f"### {phase}")
+        parts.append(_table(("component", "rounds", "bytes sent", "seconds"), rows))
+    return "\n\n".join(parts)
+
+
+def _predicted(report: dict[str, Any]) -> str:
+    rows = []
+    for phase in ("prefill", "decode"):
+        measured, predicted = report["secure"][phase], report["predicted"][phase]
+        for name in ("rounds", "sent_bytes", "dealt_bytes"):
+            rows.append((f"{phase}, {name}", _exact(measured[name]), _exact(predicted[name])))
+    checks = ", ".join(
+        f"{name} {'yes' if passed else 'NO'}" for name, passed in report["checks"].items()
+    )
+    table = _table(("", "measured", "predicted by the twin"), rows)
+    return f"## Measured and predicted\n\n{table}\n\nChecks: {checks}."
+
+
+def _cache(report: dict[str, Any]) -> str:
+    cache = report["cache"]
+    return (
+        "## Cache\n\n"
+        f"Policy {cache['policy']}, clusters of {cache['clusters']} tokens. Kept after prefill, by"
+        f" layer: {_runs(cache['static_kept'])}. Selected in a step, by layer:"
+        f" {_runs(cache['dynamic_kept'])}. These counts are public; which tokens they are is not."
+    )
+
+
+def _openings(report: dict[str, Any]) -> str:
+    rows = [(item["why"], item["to"], f"{item['values']:,}") for item in report["openings"]]
+    return (
+        "## What left the shares\n\n"
+        + _table(("why", "to", "values"), rows)
+        + "\n\nPublic besides: the model's shape, lengths, the cache's counts, the number of steps."
+        " SECURITY.md says what that gives away."
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    lines.extend(_row(row) for row in rows)
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _exact(value: int | list[int]) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{size:,}" for size in value)
+    return f"{value:,}"
+
+
+def _runs(counts: list[int]) -> str:
+    """``12 x 30`` for thirty equal layers."""
+    if not counts:
+        return "everything"
+    parts: list[list[int]] = []
+    for count in counts:
+        if parts and parts[-1][0] == count:
+            parts[-1][1] += 1
+        else:
+            parts.append([count, 1])
+    return ", ".join(f"{count} (x{times})" if times > 1 else f"{count}" for count, times in parts)

@@ -1,0 +1,136 @@
+"""What a run leaves behind for its report: plain numbers, gathered from all parties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mpcache.config import RunConfig
+from mpcache.models.spec import ModelSpec
+
+PHASES = ("setup", "prefill", "decode")
+COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
+
+ScopeTable = Mapping[str, Mapping[str, float]]
+Kept = Mapping[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`values` elements left the shares, for `to`, because of `why`."""
+
+    why: str
+    to: str
+    values: int
+
+
+@dataclass(frozen=True)
+class PredictedParty:
+    """The ledger of one party as the twin predicts it.
+
+    Attributes:
+        scopes: path, such as ``decode/layer3/attention/softmax``, -> counts (see `COUNTS`).
+        transcript: digest over labels, directions and shapes, in hexadecimal.
+        openings: what is to be opened; None where the prediction does not say.
+    """
+
+    rank: int
+    scopes: ScopeTable
+    transcript: str
+    openings: tuple[Opened, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PartyRecord:
+    """The ledger of one party as it was measured.
+
+    Attributes:
+        scopes: as in `PredictedParty`, with ``seconds`` and ``wait_seconds`` besides the counts.
+        phase_seconds: wall time of ``setup``, ``prefill`` and ``decode``.
+        kept: ``static`` and ``dynamic``: public counts, one a layer.
+        peers: rank of a peer -> ``sent_bytes`` and ``received_bytes`` on that wire, where counted.
+    """
+
+    rank: int
+    scopes: ScopeTable
+    openings: tuple[Opened, ...]
+    transcript: str
+    phase_seconds: Mapping[str, float]
+    kept: Kept
+    peak_memory_bytes: int
+    peers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """What the plaintext twin generated, and how fast."""
+
+    token_ids: tuple[int, ...]
+    prefill_seconds: float
+    decode_seconds_per_token: float
+
+
+@dataclass(frozen=True)
+class NearTie:
+    """A position at which the two runs differ, with the twin's logit margin between the tokens."""
+
+    position: int
+    secure_id: int
+    plain_id: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the secret-shared run follows the twin; logit errors only with ``--verify``."""
+
+    equal_tokens: int
+    total_tokens: int
+    max_logit_error: float | None = None
+    mean_logit_error: float | None = None
+    near_ties: tuple[NearTie, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that the report is made from.
+
+    Attributes:
+        run_id: names the run and its default folder.
+        weights: ``pretrained`` or ``synthetic``; `weights_origin` says where they came from.
+        decode_steps: how often the decode loop ran (the first token comes out of prefill).
+        predicted: one entry a party, in the order of ranks.
+        expected_kept: the counts that the budget asks for, in the form of `PartyRecord.kept`.
+    """
+
+    run_id: str
+    config: RunConfig
+    spec: ModelSpec
+    weights: Literal["pretrained", "synthetic"]
+    weights_origin: str
+    prompt_tokens: int
+    text: str
+    token_ids: tuple[int, ...]
+    decode_steps: int
+    plaintext: PlainRun
+    agreement: Agreement
+    parties: tuple[PartyRecord, ...]
+    predicted: tuple[PredictedParty, ...]
+    expected_kept: Kept
+
+
+def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:
+    """Scopes that count anything, with their counts alone: times and empty scopes dropped."""
+    counted = {
+        path: {name: int(values.get(name, 0)) for name in COUNTS} for path, values in scopes.items()
+    }
+    return {path: values for path, values in counted.items() if any(values.values())}
+
+
+def in_phase(scopes: ScopeTable, phase: str) -> Iterable[tuple[str, Mapping[str, float]]]:
+    """(path inside the phase, entry) of every scope of `phase`; the phase itself is ``self``."""
+    for path, values in scopes.items():
+        head, _, rest = path.partition("/")
+        if head == phase:
+            yield rest or "self", values

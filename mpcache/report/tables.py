@@ -1,0 +1,119 @@
+"""The rows that the screen and the Markdown page both show, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_NUMBERED = re.compile(r"^(layer|token|step)s?[-_]?\d+$")
+TOP_COMPONENTS = 12
+
+
+def in_bytes(size: float) -> str:
+    """``1.5 MB``: decimal units, as networks count."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.4g} {unit}"
+    return f"{size:.4g} B"
+
+
+def in_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} us"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3f} s"
+
+
+def by_party(sizes: Sequence[float] | None) -> str:
+    """Bytes of each party in the order of ranks; one figure where all are equal."""
+    if not sizes:
+        return "-"
+    if len(set(sizes)) == 1:
+        return f"{in_bytes(sizes[0])} each"
+    return ", ".join(in_bytes(size) for size in sizes)
+
+
+def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, plaintext, secret-shared) of the summary table."""
+    plain, secure = report["plaintext"], report["secure"]
+    prefill, token = secure["prefill"], secure["decode"]["per_token"]
+    rounds = "-" if token["rounds"] is None else f"{token['rounds']:,.6g}"
+    rows = [
+        ("setup", "-", in_seconds(secure["setup"]["seconds"])),
+        ("prefill", in_seconds(plain["prefill_seconds"]), in_seconds(prefill["seconds"])),
+        ("a token", in_seconds(plain["decode_seconds_per_token"]), in_seconds(token["seconds"])),
+        ("rounds, prefill", "-", f"{prefill['rounds']:,}"),
+        ("rounds, a token", "-", rounds),
+        ("bytes sent, setup", "-", by_party(secure["setup"]["sent_bytes"])),
+        ("bytes sent, prefill", "-", by_party(prefill["sent_bytes"])),
+        ("bytes sent, a token", "-", by_party(token["sent_bytes"])),
+    ]
+    if any(prefill["dealt_bytes"]) or any(secure["decode"]["dealt_bytes"]):
+        rows.append(("bytes dealt, prefill", "-", by_party(prefill["dealt_bytes"])))
+        rows.append(("bytes dealt, a token", "-", by_party(token["dealt_bytes"])))
+    return rows
+
+
+def components(phase: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The costliest components of a phase: scopes without layer numbers, summed, by bytes sent."""
+    totals: dict[str, dict[str, Any]] = {}
+    for path, entry in phase["by_scope"].items():
+        name = "/".join(part for part in path.split("/") if not _NUMBERED.match(part)) or "layers"
+        total = totals.setdefault(
+            name, {"rounds": 0, "seconds": 0.0, "sent_bytes": [0] * len(entry["sent_bytes"])}
+        )
+        total["rounds"] += entry["rounds"]
+        total["seconds"] += entry["seconds"]
+        total["sent_bytes"] = [
+            a + b for a, b in zip(total["sent_bytes"], entry["sent_bytes"], strict=True)
+        ]
+    ranked = sorted(totals.items(), key=lambda item: (-sum(item[1]["sent_bytes"]), item[0]))
+    return ranked[:TOP_COMPONENTS]
+
+
+def agreement(report: dict[str, Any]) -> list[str]:
+    """Sentences on how far the secret-shared run follows the plaintext twin."""
+    found = report["agreement"]
+    lines = [
+        f"{found['equal_tokens']} of {found['total_tokens']} tokens equal the plaintext twin's"
+        " under the same cache policy."
+    ]
+    for tie in found["near_ties"]:
+        lines.append(
+            f"Token {tie['position']} differs: {tie['secure_id']} against {tie['plain_id']}, which"
+            f" the twin holds {tie['margin']:.3g} apart in logits."
+        )
+    if found["max_logit_error"] is not None:
+        lines.append(
+            f"Logit error: at most {found['max_logit_error']:.3g}, {found['mean_logit_error']:.3g}"
+            " on average."
+        )
+    return lines
+
+
+def network(report: dict[str, Any]) -> str:
+    wire = report["network"]
+    if not wire["emulated"]:
+        return "loopback or real network, nothing emulated"
+    rate = f"{wire['mbps']:g} Mbps" if wire["mbps"] else "no limit of rate"
+    return f"emulated: {rate}, {wire['rtt_ms']:g} ms round trip"
+
+
+def machine(report: dict[str, Any]) -> str:
+    """The caption of every number."""
+    facts = report["machine"]
+    memory = in_bytes(facts["memory_bytes"]) if facts.get("memory_bytes") else "unknown"
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {memory} memory, {facts['system']},"
+        f" Python {facts['python']}, torch {facts['torch']}"
+    )
+
+
+def model(report: dict[str, Any]) -> str:
+    facts = report["model"]
+    return (
+        f"{facts['name']} ({facts['family']}, {facts['parameters']:,} parameters,"
+        f" {facts['layers']} layers, {facts['weights']} weights)"
+    )

@@ -1,0 +1,296 @@
+"""The report's contract, and that each check goes red for a difference of one."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mpcache.config import load
+from mpcache.errors import MpcacheError, UsageError
+from mpcache.models.spec import ModelSpec
+from mpcache.report import checks, files, publish
+from mpcache.report.build import build_report
+from mpcache.report.console import print_prediction
+from mpcache.report.markdown import render
+from mpcache.report.record import (
+    COUNTS,
+    Agreement,
+    NearTie,
+    Opened,
+    PartyRecord,
+    PlainRun,
+    PredictedParty,
+    RunRecord,
+)
+
+SECRET = "what nobody but the client may read"
+SPEC = ModelSpec(
+    name="tiny",
+    family="llama",
+    layers=2,
+    hidden=8,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    ffn=16,
+    vocab=32,
+    context=64,
+    norm="rms",
+    norm_eps=1e-5,
+)
+PATHS = ("setup/weights", "prefill/layer0/attention", "prefill/layer1/attention", "decode/head")
+KEPT = {"static": [12, 12], "dynamic": [3, 3]}
+OPENED = (Opened("answer", "party 1", 3),)
+
+
+def _counts(path: str) -> dict[str, int]:
+    size = 100 + len(path)
+    return {
+        "rounds": 4,
+        "messages": 4,
+        "sent_bytes": size,
+        "received_bytes": size,
+        "dealt_bytes": 0,
+    }
+
+
+def _record(**changes: Any) -> RunRecord:
+    """A consistent record of two parties."""
+    counts = {path: _counts(path) for path in PATHS}
+    timed = {path: {**c, "seconds": 0.5, "wait_seconds": 0.25} for path, c in counts.items()}
+    timed["start"] = {**dict.fromkeys(COUNTS, 0), "seconds": 1.0, "wait_seconds": 0.0}
+    sent = sum(entry["sent_bytes"] for entry in counts.values())
+    parties = tuple(
+        PartyRecord(
+            rank=rank,
+            scopes=timed,
+            openings=OPENED,
+            transcript=f"aa{rank}",
+            phase_seconds={"setup": 0.5, "prefill": 1.0 + rank, "decode": 4.0},
+            kept=KEPT,
+            peak_memory_bytes=10**6,
+            peers={1 - rank: {"sent_bytes": sent, "received_bytes": sent}},
+        )
+        for rank in range(2)
+    )
+    record = RunRecord(
+        run_id="test-run",
+        config=load(None, {"prompt": SECRET, "network": "lan"}),
+        spec=SPEC,
+        weights="pretrained",
+        weights_origin="a test",
+        prompt_tokens=16,
+        text="an | answer",
+        token_ids=(5, 6, 7),
+        decode_steps=2,
+        plaintext=PlainRun((5, 6, 8), 0.01, 0.002),
+        agreement=Agreement(2, 3, near_ties=(NearTie(2, 7, 8, 0.003),)),
+        parties=parties,
+        predicted=tuple(PredictedParty(rank, counts, f"aa{rank}", OPENED) for rank in range(2)),
+        expected_kept=KEPT,
+    )
+    return replace(record, **changes)
+
+
+def _with_party(record: RunRecord, rank: int, **changes: Any) -> RunRecord:
+    parties = list(record.parties)
+    parties[rank] = replace(parties[rank], **changes)
+    return replace(record, parties=tuple(parties))
+
+
+def _bumped(record: RunRecord, path: str, name: str) -> RunRecord:
+    """One more of `name` in `path`, at party 1 alone."""
+    scopes = {key: dict(values) for key, values in record.parties[1].scopes.items()}
+    scopes[path][name] += 1
+    return _with_party(record, 1, scopes=scopes)
+
+
+def _console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def _failed(record: RunRecord) -> set[str]:
+    return {name for name, passed in build_report(record)["checks"].items() if not passed}
+
+
+def test_the_fields_are_the_contract() -> None:
+    report = build_report(_record())
+    assert list(report) == [
+        "version",
+        "id",
+        "config",
+        "machine",
+        "parties",
+        "protocol",
+        "network",
+        "model",
+        "prompt_tokens",
+        "new_tokens",
+        "text",
+        "token_ids",
+        "cache",
+        "plaintext",
+        "agreement",
+        "secure",
+        "predicted",
+        "checks",
+        "openings",
+        "warnings",
+    ]
+    assert set(report["network"]) == {"emulated", "rtt_ms", "mbps"}
+    assert set(report["model"]) >= {
+        *("name", "family", "weights", "layers", "hidden", "heads", "kv_heads", "parameters")
+    }
+    assert set(report["cache"]) == {"policy", "static_kept", "clusters", "dynamic_kept"}
+    assert set(report["plaintext"]) == {
+        *("token_ids", "prefill_seconds", "decode_seconds_per_token")
+    }
+    assert set(report["secure"]) == {"setup", "prefill", "decode"}
+    for phase in report["secure"].values():
+        assert {"seconds", "rounds", "sent_bytes", "dealt_bytes", "by_scope"} <= set(phase)
+    assert set(report["predicted"]) == {"prefill", "decode"}
+    assert report["checks"] == dict.fromkeys(
+        ("sent_equals_received", "rounds_agree", "measured_equals_predicted", "kept_equals_budget"),
+        True,
+    )
+    assert report["openings"] == [{"why": "answer", "to": "party 1", "values": 3}]
+
+
+def test_sums_are_those_of_the_ledgers() -> None:
+    secure = build_report(_record())["secure"]
+    size = sum(_counts(path)["sent_bytes"] for path in PATHS if path.startswith("prefill"))
+    assert secure["prefill"]["rounds"] == 8
+    assert secure["prefill"]["sent_bytes"] == [size, size]
+    assert secure["prefill"]["seconds"] == 2.0  # the slower party's
+    assert secure["decode"]["per_token"]["rounds"] == 2
+    assert secure["decode"]["per_token"]["seconds"] == 2.0
+    assert secure["prefill"]["by_scope"]["layer1/attention"]["rounds"] == 4
+
+
+def test_a_run_without_decode_steps_has_no_figure_per_token() -> None:
+    report = build_report(_record(decode_steps=0))
+    assert report["secure"]["decode"]["per_token"]["seconds"] is None
+    assert "Plaintext against" in render(report)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_one_more_of_anything_is_not_as_predicted(name: str) -> None:
+    failed = _failed(_bumped(_record(), "prefill/layer1/attention", name))
+    also = {
+        "rounds": {"rounds_agree"},
+        "sent_bytes": {"sent_equals_received"},
+        "received_bytes": {"sent_equals_received"},
+    }
+    assert failed == {"measured_equals_predicted"} | also.get(name, set())
+
+
+def test_each_other_difference_is_caught() -> None:
+    record = _record()
+    assert _failed(record) == set()
+    other = _with_party(record, 0, transcript="ab0")
+    assert _failed(other) == {"measured_equals_predicted"}
+    other = _with_party(record, 0, openings=(Opened("answer", "party 1", 4),))
+    assert _failed(other) == {"measured_equals_predicted"}
+    other = _with_party(record, 1, kept={"static": [12, 13], "dynamic": [3, 3]})
+    assert _failed(other) == {"kept_equals_budget"}
+    wire = {0: {"sent_bytes": 1, "received_bytes": 1}}
+    assert _failed(_with_party(record, 1, peers=wire)) == {"sent_equals_received"}
+    assert _failed(replace(record, predicted=record.predicted[:1])) == {"measured_equals_predicted"}
+    assert "sent_equals_received" in _failed(_bumped(record, "start", "rounds"))
+
+
+def test_a_swap_between_wires_is_caught_though_the_sums_agree() -> None:
+    record = _record()
+    peers = (
+        {1: {"sent_bytes": 10, "received_bytes": 7}},
+        {0: {"sent_bytes": 9, "received_bytes": 8}},
+    )
+    for rank in range(2):
+        record = _with_party(record, rank, peers=peers[rank])
+    problems = checks.sent_equals_received(record.parties)
+    assert len(problems) == 2
+    assert "party 0 sent 10 bytes to party 1, which got 8" in problems
+
+
+def test_a_failing_check_is_no_result(tmp_path: Path) -> None:
+    console = _console()
+    record = _bumped(_record(), "decode/head", "rounds")
+    (tmp_path / "report.md").write_text("of an earlier run")
+    with pytest.raises(MpcacheError, match="check rounds_agree failed: decode/head") as caught:
+        publish(record, tmp_path, console)
+    assert caught.value.exit_code == 1
+    assert json.loads((tmp_path / "report.json").read_text())["checks"]["rounds_agree"] is False
+    assert not (tmp_path / "report.md").exists()
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="rounds_agree"):
+        files.load_report(tmp_path)
+
+
+def test_a_result_is_saved_printed_and_without_the_prompt(tmp_path: Path) -> None:
+    console = _console()
+    publish(_record(), tmp_path, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("config.yaml", "report.json", "report.md")
+    ]
+    for text in (shown, *(path.read_text() for path in tmp_path.iterdir())):
+        assert SECRET not in text
+    for part in ("2 of 3 tokens", "baseline only", "emulated", "checks passed", "secret-shared"):
+        assert part in shown
+    load(tmp_path / "config.yaml")
+    assert files.load_report(tmp_path) == json.loads((tmp_path / "report.json").read_text())
+
+
+def test_markdown_says_what_matters() -> None:
+    page = render(build_report(_record(weights="synthetic")))
+    for part in (
+        "meaningless",
+        "baseline only",
+        "| prefill | 10 ms | 2.000 s |",
+        "| attention | 8 |",
+        "Token 2 differs: 7 against 8, which the twin holds 0.003 apart",
+        "| answer | party 1 | 3 |",
+        "12 (x2)",
+        "emulated: 3000 Mbps, 0.3 ms round trip",
+        "measured_equals_predicted yes",
+        "static_keep: 0.75",
+    ):
+        assert part in page, part
+
+
+def test_warnings_name_what_is_switched_off() -> None:
+    config = load(None, {"network": {"tls": False}, "verify": True})
+    found = " ".join(build_report(_record(config=config))["warnings"])
+    assert "tls is off" in found
+    assert "testing aid" in found
+    assert "emulated" not in found
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    record = _record(agreement=Agreement(3, 3, float("nan"), float("inf")))
+    publish(record, tmp_path, _console())
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["agreement"]["max_logit_error"] is None
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    files.write_atomic(target, "old")
+    with pytest.raises(TypeError):
+        files.write_atomic(target, 3)  # type: ignore[arg-type]
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_prediction_is_priced_on_the_network() -> None:
+    console = _console()
+    config = load(None, {"network": "wan"})
+    cost = {"rounds": 100, "sent_bytes": [50_000_000, 10], "dealt_bytes": [0, 0]}
+    print_prediction(console, config, 64, {"decode": cost})
+    assert "3.000 s" in console.file.getvalue()  # type: ignore[attr-defined]

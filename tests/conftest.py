@@ -1,8 +1,12 @@
-"""What every test shares: nothing but the rule for tests that need a GPU."""
+"""What every test shares: no deadline for an example, and the rule for tests that need a GPU."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -90,7 +90,10 @@ class Tokenizer:
         self.inner, self._chat = inner, chat
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with the begin token where the model wants one."""
+        """Token ids, with the begin token where the model wants one.
+
+        Bytes that the vocabulary has no token for are dropped, as the model was trained.
+        """
         return list(self.inner.encode(text).ids)
 
     def encode_bare(self, text: str) -> list[int]:

@@ -28,8 +28,7 @@ BUILT_IN_PROMPT = (
     "The lighthouse at Cape Orlen was built in 1871 from grey granite that was carried across the"
     " bay by barge. Its lamp burned whale oil for nine years, then kerosene, and since 1932 it has"
     " been electric. The keeper's house beside it is now a small museum, open from May to"
-    " September, where visitors can see the first lens. In which year did the lamp of the"
-    " lighthouse become electric?"
+    " September, where visitors can see the first lens. What is the keeper's house used for today?"
 )
 # What the parties need not agree on: the client's secret, and what concerns one host alone.
 _LOCAL_KEYS = ("prompt", "prompt_file", "report", "threads", "device")
@@ -245,7 +244,7 @@ def to_dict(config: RunConfig, redact_prompt: bool = True) -> dict[str, Any]:
 
 def to_yaml(config: RunConfig, redact_prompt: bool = True) -> str:
     """The resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(to_dict(config, redact_prompt), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_dict(config, redact_prompt), sort_keys=False)
 
 
 def read_prompt(config: RunConfig) -> str:

@@ -167,6 +167,14 @@ def test_digest_holds_what_parties_must_agree_on() -> None:
         assert digest(load(None, parse_set([sets]))) != base
 
 
+@pytest.mark.parametrize("letter", ["\x85", "\u2028", "\ufeff", "\r", "\t", "\x00", "\U0001f600"])
+def test_letters_that_yaml_treats_as_special_read_back(letter: str, tmp_path: Path) -> None:
+    config = RunConfig(prompt=f"a{letter}b")
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(config, redact_prompt=False), encoding="utf-8")
+    assert load(path) == config
+
+
 @st.composite
 def _configs(draw: st.DrawFn) -> RunConfig:
     parties = draw(st.sampled_from([2, 3]))

@@ -150,7 +150,8 @@ def party(
     rank: Annotated[int, typer.Option(help="Which party this is: 0, 1 (or 2).")],
     config: ConfigFile = None,
     events: Annotated[
-        bool, typer.Option("--events", help="Write progress as JSON lines for `launch`.")
+        bool,
+        typer.Option("--events", help="Under `launch`: secrets on stdin, progress as JSON lines."),
     ] = False,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
@@ -169,7 +170,8 @@ def party(
         )
     from mpcache.config import read_prompt, without_prompt
 
-    text = read_prompt(resolved) if rank == resolved.client else None
+    # Under `launch` the client's prompt comes on standard input, with the other secrets.
+    text = read_prompt(resolved) if rank == resolved.client and not events else None
     from mpcache import session
 
     _finish(session.party_main(without_prompt(resolved), rank, events=events, prompt=text))

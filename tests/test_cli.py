@@ -156,11 +156,16 @@ def test_the_prompt_reaches_the_client_alone(started: _Started, tmp_path: Path) 
     file = tmp_path / "run.yaml"
     file.write_text("prompt: secret text\n")
     for rank in ("0", "1"):
-        assert _run("party", "--rank", rank, "--config", str(file), "--events").exit_code == 0
+        assert _run("party", "--rank", rank, "--config", str(file)).exit_code == 0
     (_, (owner, _, _, nothing)), (_, (client, rank, events, text)) = started.calls
     assert nothing is None
-    assert (rank, events, text) == (1, True, "secret text")
+    assert (rank, events, text) == (1, False, "secret text")
     assert owner.prompt is client.prompt is None
+
+
+def test_under_launch_the_prompt_comes_with_the_secrets(started: _Started) -> None:
+    assert _run("party", "--rank", "1", "--events").exit_code == 0
+    assert started.calls[0][1][2:] == (True, None)
 
 
 def test_a_prompt_from_standard_input(started: _Started) -> None:

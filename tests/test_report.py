@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.console import Console
 from mpcache.config import load
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.models.spec import ModelSpec
+from mpcache.protocols.channel import Spec
+from mpcache.protocols.ledger import Prediction
 from mpcache.report import checks, files, publish
 from mpcache.report.build import build_report
 from mpcache.report.console import print_prediction
@@ -45,7 +47,7 @@ SPEC = ModelSpec(
     norm_eps=1e-5,
 )
 PATHS = ("setup/weights", "prefill/layer0/attention", "prefill/layer1/attention", "decode/head")
-KEPT = {"static": [12, 12], "dynamic": [3, 3]}
+KEPT = {"static": [12, 12], "dynamic": [8, 9]}
 OPENED = (Opened("answer", "party 1", 3),)
 
 
@@ -197,7 +199,7 @@ def test_each_other_difference_is_caught() -> None:
     assert _failed(other) == {"measured_equals_predicted"}
     other = _with_party(record, 0, openings=(Opened("answer", "party 1", 4),))
     assert _failed(other) == {"measured_equals_predicted"}
-    other = _with_party(record, 1, kept={"static": [12, 13], "dynamic": [3, 3]})
+    other = _with_party(record, 1, kept={"static": [12, 13], "dynamic": [8, 9]})
     assert _failed(other) == {"kept_equals_budget"}
     wire = {0: {"sent_bytes": 1, "received_bytes": 1}}
     assert _failed(_with_party(record, 1, peers=wire)) == {"sent_equals_received"}
@@ -294,3 +296,23 @@ def test_a_prediction_is_priced_on_the_network() -> None:
     cost = {"rounds": 100, "sent_bytes": [50_000_000, 10], "dealt_bytes": [0, 0]}
     print_prediction(console, config, 64, {"decode": cost})
     assert "3.000 s" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_party_record_survives_json() -> None:
+    party = _record().parties[1]
+    told = json.loads(json.dumps({**asdict(party), "token_ids": [1]}))
+    assert PartyRecord.read(told) == party
+    del told["kept"]
+    with pytest.raises(MpcacheError, match="not complete"):
+        PartyRecord.read(told)
+
+
+def test_a_prediction_is_read_off_a_counting_ledger() -> None:
+    prediction = Prediction(2)
+    with prediction.scope("prefill"), prediction.scope("open"):
+        prediction.step("open", {(0, 1): [Spec((3,))]})
+        prediction.opened("answer", "client", 3)
+    parties = [PredictedParty.of(ledger) for ledger in prediction.ranks]
+    counts = parties[0].scopes["prefill/open"], parties[1].scopes["prefill/open"]
+    assert counts[0]["sent_bytes"] == counts[1]["received_bytes"] > 24
+    assert parties[0].openings == (Opened("answer", "client", 3),)

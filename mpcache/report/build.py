@@ -95,7 +95,7 @@ def warnings(record: RunRecord) -> list[str]:
 
 
 def _cache(record: RunRecord) -> dict[str, Any]:
-    """`static_kept` tokens and `dynamic_kept` fine clusters: one count a layer."""
+    """Public token counts: `static_kept` by layer, `dynamic_kept` by decode step."""
     return {
         "policy": record.config.cache.policy,
         "static_kept": list(record.expected_kept.get("static", [])),

@@ -75,7 +75,7 @@ def measured_equals_predicted(
 
 
 def kept_equals_budget(parties: Sequence[PartyRecord], expected: Kept) -> list[str]:
-    """Every party's cache kept exactly the public counts, layer by layer."""
+    """Every party's cache kept exactly the public counts, by layer and by step."""
     problems = []
     for party in parties:
         for level in sorted(expected.keys() | party.kept.keys()):

@@ -82,8 +82,8 @@ def _cache(report: dict[str, Any]) -> str:
     cache = report["cache"]
     return (
         "## Cache\n\n"
-        f"Policy {cache['policy']}, clusters of {cache['clusters']} tokens. Kept after prefill, by"
-        f" layer: {_runs(cache['static_kept'])}. Selected in a step, by layer:"
+        f"Policy {cache['policy']}, clusters of {cache['clusters']} tokens. Tokens kept after"
+        f" prefill, by layer: {_runs(cache['static_kept'])}. Tokens attended to, by decode step:"
         f" {_runs(cache['dynamic_kept'])}. These counts are public; which tokens they are is not."
     )
 
@@ -117,7 +117,7 @@ def _exact(value: int | list[int]) -> str:
 def _runs(counts: list[int]) -> str:
     """``12 x 30`` for thirty equal layers."""
     if not counts:
-        return "everything"
+        return "none"
     parts: list[list[int]] = []
     for count in counts:
         if parts and parts[-1][0] == count:

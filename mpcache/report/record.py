@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mpcache.config import RunConfig
+from mpcache.errors import MpcacheError
 from mpcache.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from mpcache.protocols.ledger import Ledger
 
 PHASES = ("setup", "prefill", "decode")
 COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
@@ -40,6 +44,16 @@ class PredictedParty:
     transcript: str
     openings: tuple[Opened, ...] | None = None
 
+    @staticmethod
+    def of(ledger: Ledger) -> PredictedParty:
+        """What a counting ledger says of its rank."""
+        return PredictedParty(
+            ledger.rank,
+            ledger.by_scope(),
+            ledger.transcript.hexdigest(),
+            tuple(Opened(item.why, item.to, item.values) for item in ledger.openings),
+        )
+
 
 @dataclass(frozen=True)
 class PartyRecord:
@@ -48,7 +62,7 @@ class PartyRecord:
     Attributes:
         scopes: as in `PredictedParty`, with ``seconds`` and ``wait_seconds`` besides the counts.
         phase_seconds: wall time of ``setup``, ``prefill`` and ``decode``.
-        kept: ``static`` and ``dynamic``: public counts, one a layer.
+        kept: public token counts: ``static`` by layer, ``dynamic`` by decode step.
         peers: rank of a peer -> ``sent_bytes`` and ``received_bytes`` on that wire, where counted.
     """
 
@@ -60,6 +74,30 @@ class PartyRecord:
     kept: Kept
     peak_memory_bytes: int
     peers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> PartyRecord:
+        """From plain values, as a party's process tells them in JSON; other keys are ignored.
+
+        Raises:
+            MpcacheError: a field is missing or has another form.
+        """
+        try:
+            return PartyRecord(
+                rank=int(values["rank"]),
+                scopes=values["scopes"],
+                openings=tuple(
+                    Opened(item["why"], item["to"], int(item["values"]))
+                    for item in values["openings"]
+                ),
+                transcript=values["transcript"],
+                phase_seconds=values["phase_seconds"],
+                kept={level: list(counts) for level, counts in values["kept"].items()},
+                peak_memory_bytes=int(values["peak_memory_bytes"]),
+                peers={int(peer): wire for peer, wire in values.get("peers", {}).items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise MpcacheError("a party's record of its run is not complete") from None
 
 
 @dataclass(frozen=True)

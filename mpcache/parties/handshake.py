@@ -73,7 +73,8 @@ def greet(sock: socket.socket, mine: Hello, expected: Sequence[int]) -> int:
     except ssl.SSLError as error:
         raise PeerError(peer, STEP, explain(error)) from error
     except (OSError, EOFError):
-        raise PeerError(peer, STEP, "the connection ended") from None
+        hint = "" if isinstance(sock, ssl.SSLSocket) else ": is tls off at this end only?"
+        raise PeerError(peer, STEP, f"the connection ended during the greeting{hint}") from None
     except _Refused as refusal:
         raise PeerError(peer, STEP, str(refusal)) from None
     return rank

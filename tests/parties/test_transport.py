@@ -19,7 +19,8 @@ from mpcache.parties.tls import Identity
 from mpcache.parties.transport import Endpoint, Wires, connect, peer_name
 from mpcache.protocols.channel import DTYPES, MAX_LABEL, Header, Spec, pack_header
 from mpcache.protocols.ledger import Ledger
-from tests.parties.conftest import hello, meet
+
+from .conftest import hello, meet
 
 Identities = list[Identity | None]
 

@@ -83,6 +83,8 @@ def test_tokenizer_ids(smollm2_source: registry.Source) -> None:
     digits = codec.encode("2024 costs 31")
     pieces = [codec.decode([token]) for token in digits]
     assert pieces == ["2", "0", "2", "4", " costs", " ", "3", "1"]
+    spaces = [codec.decode([token]) for token in codec.encode("a  12")]
+    assert spaces == ["a", "  ", "1", "2"], "the split at digits comes before the one at spaces"
     assert codec.empty == [] and not codec.meaningless
     assert max(codec.encode("<|im_start|>")) > 2, "special tokens in a text stay text"
 

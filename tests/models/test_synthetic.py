@@ -35,6 +35,12 @@ def test_shapes_and_bounded_logits(name: str) -> None:
     assert 0.2 < float(logits.std()) < 3 and float(logits.abs().max()) < 20
 
 
+def test_depth_does_not_blow_up_the_residual() -> None:
+    spec = replace(small("opt-13b"), final_norm=False)  # without it the logits show the residual
+    logits = reference.logits(spec, synthetic_weights(spec), list(range(20)))
+    assert spec.layers == 40 and float(logits.std()) < 1.5
+
+
 def test_same_seed_same_values_in_any_order() -> None:
     spec = small("opt-125m")
     whole = synthetic_weights(spec, seed=3)

@@ -71,7 +71,7 @@ def test_parties_that_end_well() -> None:
             "out.emit('said', length=len(secrets['prompt']), number=secrets['number'])\n"
             "print('stray'); out.emit('done', text='\\u00e9\\n', where='decode step 2')",
             prompt="p" * 200_000,
-            rank=rank,
+            number=rank,
         )
         for rank in range(2)
     ]
@@ -217,7 +217,8 @@ def test_a_launcher_that_is_killed_leaves_nobody(number: signal.Signals) -> None
     pids = [int(launcher.stdout.readline()) for _ in range(2)]
     assert all(map(alive, pids))
     launcher.send_signal(number)
-    assert launcher.wait(10) != 0
+    code = launcher.wait(10)
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 128 + 15, signal.SIGINT: -2}[number]
     assert gone(pids)
     launcher.stdout.close()
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpcache.errors import MpcacheError, PeerError, UsageError
+from mpcache.parties.link import hang_up
 from mpcache.parties.local import loopback_addresses, run_parties
 from mpcache.parties.tls import Identity
 from mpcache.parties.transport import Endpoint, Wires, connect, peer_name
@@ -143,7 +144,7 @@ def test_other_label_names_both(identities: Identities) -> None:
             peer = 1 - wires.rank
             wires.exchange("x", {peer: [torch.zeros(3).long()]}, {peer: [Spec((3,))]})
 
-    both_raise(meet(2, program, identities), "'at0:x'", "'at1:x'")
+    both_raise(meet(2, program, identities), "'at0:x'", "'at1:x'", "while this party is at")
 
 
 def test_other_shape_or_dtype_names_both(identities: Identities) -> None:
@@ -169,6 +170,34 @@ def test_other_step_is_refused() -> None:
         wires.exchange("x", {peer: []}, {peer: []})
 
     both_raise(meet(2, program, [None] * 2), "step 5")
+
+
+def test_a_frame_that_comes_twice_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    wires = Wires({1: ours}, Ledger(0, 2), timeout_s=5)
+    theirs.sendall(pack_header(Header(0, 0.0, "start:x", ())) * 2)
+    wires.exchange("x", {}, {1: []})
+    with pytest.raises(PeerError, match=r"as step 0; this party is at step 1, 'start:x'"):
+        wires.exchange("x", {}, {1: []})
+    theirs.close()
+
+
+def test_hanging_up_lets_the_peer_finish_and_read_the_last_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    theirs.sendall(b"unread")
+    ours.sendall(b"last words")
+    thread = threading.Thread(target=hang_up, args=([ours],))
+    thread.start()
+    time.sleep(0.1)
+    theirs.sendall(bytes(8_000_000))
+    assert theirs.recv(100) == b"last words"
+    assert theirs.recv(100) == b""
+    theirs.close()
+    began = time.monotonic()
+    thread.join(5)
+    assert time.monotonic() - began < 0.5
 
 
 @pytest.mark.parametrize("elements", [10, 3_000_000])

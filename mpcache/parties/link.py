@@ -107,8 +107,9 @@ class Link:
         self._header: Header | None = None  # its header has not come yet
         self._into: deque[memoryview] = deque()
         self._right = b""  # what that header must read, except for the clock
-        self._frame = 0  # bytes of that frame
+        self._frame = 0  # bytes of that frame, for `due`
         self._clock = 0.0
+        self._emulated = bool(rtt_ms or mbps)
         self._delay, self._seconds_per_byte = rtt_ms / 2e3, 8e-6 / mbps if mbps else 0.0
         self._idle_from = 0.0  # when the emulated link has passed on all earlier frames
 
@@ -117,8 +118,7 @@ class Link:
     def send(self, header: Header, tensors: Sequence[torch.Tensor]) -> None:
         """Queue one frame; `tensors` are contiguous, on the CPU, and described by `header`."""
         head = pack_header(header)
-        payload = sum(spec.nbytes for spec in header.specs)
-        if payload <= SMALL:
+        if sum(tensor.nbytes for tensor in tensors) <= SMALL:
             parts = [head, *(tensor.numpy() for tensor in tensors)]
             self._out.append(memoryview(b"".join(parts)))  # type: ignore[arg-type]
         else:
@@ -161,7 +161,8 @@ class Link:
         self._header = header
         self._right = pack_header(header)
         self._into.extend(raw_bytes(tensor) for tensor in tensors if tensor.numel())
-        self._frame = len(self._right) + sum(spec.nbytes for spec in header.specs)
+        if self._emulated:
+            self._frame = len(self._right) + sum(spec.nbytes for spec in header.specs)
         return tensors
 
     @property

@@ -20,6 +20,7 @@ from cryptography import x509
 from mpcache.errors import PeerError, UsageError
 from mpcache.parties import tls
 from mpcache.parties.handshake import greet
+from mpcache.parties.link import hang_up
 from mpcache.parties.local import loopback_addresses
 from mpcache.parties.tls import Identity, client_context, make_keys, server_context
 from mpcache.parties.transport import Endpoint, Wires, connect
@@ -189,7 +190,7 @@ def greeted(first: Any, second: Any, expected: tuple[list[int], list[int]]) -> l
                 outcomes[end] = greet(socks[end], mine, expected[end])
         except PeerError as error:
             outcomes[end] = error
-        socks[end].close()
+        hang_up([socks[end]])
 
     threads = [threading.Thread(target=run, args=(end,)) for end in range(2)]
     for thread in threads:

@@ -25,10 +25,9 @@ PRESETS: dict[str, tuple[float, float]] = {  # name -> (rtt_ms, mbps); 0 mbps is
     "wan-slow": (80.0, 100.0),
 }
 BUILT_IN_PROMPT = (
-    "The lighthouse at Cape Orlen was built in 1871 from grey granite that was carried across the"
-    " bay by barge. Its lamp burned whale oil for nine years, then kerosene, and since 1932 it has"
-    " been electric. The keeper's house beside it is now a small museum, open from May to"
-    " September, where visitors can see the first lens. What is the keeper's house used for today?"
+    "Honey bees live in large groups called colonies. Each colony has one queen, a few hundred"
+    " drones and many thousands of workers. The workers gather nectar from flowers and turn it"
+    " into honey, which feeds the colony through the winter. What do the workers do?"
 )
 # What the parties need not agree on: the client's secret, and what concerns one host alone.
 _LOCAL_KEYS = ("prompt", "prompt_file", "report", "threads", "device")
@@ -60,13 +59,13 @@ class CacheConfig(_Section):
         0.6, ge=0, le=1, description="the weight of the maximum in a summary, from 0 to 1"
     )
     static_keep: Share = Field(
-        0.75, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
+        0.9, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
     )
     coarse_keep: Share = Field(
         0.5, description="the share of coarse clusters kept in a step, over 0 and at most 1"
     )
     dynamic_keep: Share = Field(
-        0.5, description="the share of fine clusters kept in a step, over 0 and at most 1"
+        0.6, description="the share of fine clusters kept in a step, over 0 and at most 1"
     )
     sink: int = Field(4, ge=0, description="a number of first tokens that always stay, 0 or more")
     recent: int = Field(16, ge=0, description="a number of last tokens that always stay, 0 or more")

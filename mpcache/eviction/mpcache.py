@@ -56,9 +56,9 @@ class MPCache(Policy):
 
     clusters: tuple[int, int] = (32, 16)
     alpha: float = 0.6
-    static_keep: float = 0.75
+    static_keep: float = 0.9
     coarse_keep: float = 0.5
-    dynamic_keep: float = 0.5
+    dynamic_keep: float = 0.6
     sink: int = 4
     recent: int = 16
     share_layers: bool = True
@@ -221,7 +221,7 @@ class MPCacheCache(Cache):
             return None
         big, small = self.policy.clusters
         per, middle = big // small, max(choice.coarse - 2, 0)
-        heads, _, _, width = queries.shape
+        heads = queries.shape[0]
         most, least = (part[:, 1 : choice.fine - 1] for part in self.fine[layer])
         fine = self._blend(machine, most, least, small)
         query = queries.sum(1)

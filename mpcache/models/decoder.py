@@ -39,7 +39,7 @@ class Model:
     weights: Mapping[str, Value]
 
     def bias(self, name: str) -> Value | None:
-        return self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else None
+        return self.weights.get(f"{name}.bias")
 
 
 FUSED = {
@@ -59,6 +59,9 @@ def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value]
         name: machine.weight(name, None if tensors is None else tensors[name], shape)
         for name, shape in spec.shapes().items()
     }
+    if spec.tied:
+        # The table once more, output-major: products read weights in the order of storage.
+        weights["head"] = weights["embed.tokens"].transpose(0, 1).contiguous()
     for layer in range(spec.layers):
         for fused, parts in FUSED.items():
             names = [f"layers.{layer}.{part}" for part in parts]
@@ -93,8 +96,7 @@ def forward(
             x = _norm(machine, model, "final.norm", x)
         if "final.project" in weights:
             x = linear(machine, x, weights["final.project"])
-        table = weights["embed.tokens"].transpose(0, 1) if spec.tied else weights["head"]
-        return linear(machine, x, table)
+        return linear(machine, x, weights["head"])
 
 
 def _norm(machine: Machine, model: Model, name: str, x: Value) -> Value:

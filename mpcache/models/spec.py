@@ -134,5 +134,9 @@ class ModelSpec:
         return total
 
     def digest(self) -> str:
-        """SHA-256 of the public shape, so that parties agree on what they run."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the public shape, so that parties agree on what they run.
+
+        The name is left out: a folder may be called otherwise on another host.
+        """
+        shape = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()

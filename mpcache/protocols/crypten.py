@@ -74,7 +74,10 @@ _saved: dict[str, Any] = {}
 
 
 class ChannelCommunicator(_CommunicatorBase):
-    """CrypTen's collectives as exchanges on a channel. Objects are refused: they would be pickled."""
+    """CrypTen's collectives as exchanges on a channel.
+
+    Python objects are refused: CrypTen would pickle them.
+    """
 
     BYTES_PER_ELEMENT = 8
 
@@ -118,14 +121,14 @@ class ChannelCommunicator(_CommunicatorBase):
         if self.rank != dst:
             self.channel.exchange("reduce", {dst: [input]}, {})
             return None
-        got = self.channel.exchange("reduce", {}, dict.fromkeys(self.peers, [Spec.of(input)]))
+        got = self.channel.exchange("reduce", {}, {p: [Spec.of(input)] for p in self.peers})
         return _reduce(op, [input, *(got[peer][0] for peer in self.peers)])
 
     def gather(self, tensor: torch.Tensor, dst: int) -> list[Any]:
         if self.rank != dst:
             self.channel.exchange("gather", {dst: [tensor]}, {})
             return [None]
-        got = self.channel.exchange("gather", {}, dict.fromkeys(self.peers, [Spec.of(tensor)]))
+        got = self.channel.exchange("gather", {}, {p: [Spec.of(tensor)] for p in self.peers})
         return [tensor if rank == dst else got[rank][0] for rank in range(self.world)]
 
     def scatter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -43,9 +43,13 @@ class Opening:
 
 
 class Scopes:
-    """A path of scopes such as ``decode/layer3/attention/softmax``, and time spent in each."""
+    """A path of scopes such as ``decode/layer3/attention/softmax``, and time spent in each.
+
+    `on_enter`, where set, is called with the path of every scope that is entered: for progress.
+    """
 
     def __init__(self) -> None:
+        self.on_enter: Callable[[str], None] | None = None
         self.entries: dict[str, Entry] = {}
         self._path: list[str] = []
         self._since = time.perf_counter()
@@ -67,6 +71,8 @@ class Scopes:
         """Everything inside is counted under the current path and `name`."""
         self._settle()
         self._path.append(name)
+        if self.on_enter is not None:
+            self.on_enter(self.path)
         try:
             yield
         finally:
@@ -89,7 +95,7 @@ class Scopes:
 
 
 class Transcript:
-    """A running digest over labels, directions, dtypes and shapes: what a wiretap sees but the bytes."""
+    """A running digest over labels, directions, dtypes and shapes: all that lengths give away."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()

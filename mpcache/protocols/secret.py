@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from mpcache.errors import MpcacheError
 
-Index = int | slice | None | type(...) | tuple  # type: ignore[valid-type]
+Index = Any  # int, slice, None, Ellipsis, or a tuple of those
 
 
 class Secret:
@@ -61,6 +61,9 @@ class Secret:
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Secret:
         return self._like(self.share.flatten(start_dim, end_dim))
+
+    def contiguous(self) -> Secret:
+        return self._like(self.share.contiguous())
 
     def __getitem__(self, index: Index) -> Secret:
         """Public positions only: integers, slices, None, Ellipsis."""

@@ -1,0 +1,287 @@
+"""`mpcache launch` and its smaller relatives: twin, prediction, parties, report."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from mpcache.config import RunConfig, read_prompt, to_yaml
+from mpcache.errors import MpcacheError, UsageError
+from mpcache.generation import Generation
+from mpcache.models.registry import Source, check_prompt, find
+from mpcache.parties.local import loopback_addresses
+from mpcache.parties.names import peer_name
+from mpcache.parties.supervise import PartyCommand, failure, supervise
+from mpcache.parties.tls import make_keys
+from mpcache.program import Twin, expected_kept
+from mpcache.program import predict as predict_run
+from mpcache.protocols.ledger import Prediction
+from mpcache.report import publish
+from mpcache.report.console import print_warnings
+from mpcache.report.files import new_run_id, run_folder, write_config
+from mpcache.report.record import (
+    PHASES,
+    Agreement,
+    NearTie,
+    PartyRecord,
+    PlainRun,
+    PredictedParty,
+    RunRecord,
+)
+from mpcache.session import encode_prompt
+
+# Big tensors come and go at every product; keeping their pages saves a third of the time.
+_KEEP_PAGES = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+def launch(config: RunConfig, console: Console) -> int:
+    """Run all parties of `config` on this host and report; `config.prompt` is set.
+
+    Returns:
+        The exit code 0.
+
+    Raises:
+        UsageError: a mistake in the input; nothing was started.
+        MpcacheError: the run failed, or its checks did.
+    """
+    source, ids = _prepare(config, console)
+    run_id = new_run_id()
+    folder = run_folder(config, run_id)
+    write_config(folder, config)
+    console.print(
+        f"{escape(source.spec.name)} ({source.kind}, {escape(source.origin)}), {len(ids)} prompt"
+        f" tokens, {config.parties} parties, protocol {config.protocol}, cache"
+        f" {config.cache.policy}",
+        soft_wrap=True,
+    )
+    twin = Twin(config, source.spec, source.load())
+    with console.status("plaintext twin"):
+        plain = twin.generate(ids)
+    with console.status("predicting rounds and bytes"):
+        prediction = predict_run(config, source.spec, len(ids))
+    screen = _Screen(console, source, config)
+    _run_parties(config, run_id, ids, screen)
+    if set(screen.results) != set(range(config.parties)):
+        raise MpcacheError("a party ended without its result; no report can be made")
+    agreement = _agreement(twin, ids, plain, screen)
+    record = RunRecord(
+        run_id=run_id,
+        config=config,
+        spec=source.spec,
+        weights=source.kind,
+        weights_origin=source.origin,
+        prompt_tokens=len(ids),
+        text=source.tokenizer().decode(screen.ids),
+        token_ids=tuple(screen.ids),
+        decode_steps=config.max_new_tokens - 1,
+        plaintext=_plain_run(plain, config.max_new_tokens - 1),
+        agreement=agreement,
+        parties=tuple(PartyRecord.read(screen.results[rank]) for rank in range(config.parties)),
+        predicted=tuple(PredictedParty.of(ledger) for ledger in prediction.ranks),
+        expected_kept=expected_kept(config, source.spec, len(ids)),
+    )
+    publish(record, folder, console)
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+def generate_plain(config: RunConfig, console: Console) -> int:
+    """Run the plaintext twin alone and stream its text."""
+    source, ids = _prepare(config, console)
+    twin = Twin(config, source.spec, source.load())
+    decoder = source.tokenizer().stream()
+
+    def show(position: int, token: int | None) -> None:
+        if token is not None:
+            _write(console, decoder.push(token))
+
+    plain = twin.generate(ids, on_token=show)
+    _write(console, decoder.flush() + "\n")
+    run = _plain_run(plain, config.max_new_tokens - 1)
+    console.print(
+        f"plaintext twin: prefill {run.prefill_seconds:.2f} s for {len(ids)} tokens,"
+        f" {run.decode_seconds_per_token:.3f} s a token; nothing here is secret"
+    )
+    return 0
+
+
+def predict(config: RunConfig, prompt_tokens: int) -> dict[str, Any]:
+    """Predicted rounds, and bytes by party, of every phase of a run; no party is started."""
+    source = find(config.model, "synthetic", config.seed)
+    prediction = predict_run(config, source.spec, prompt_tokens)
+    return {phase: _phase_cost(prediction, phase) for phase in PHASES}
+
+
+def _phase_cost(prediction: Prediction, phase: str) -> dict[str, Any]:
+    totals = [ledger.total(phase) for ledger in prediction.ranks]
+    return {
+        "rounds": totals[0].rounds,
+        "sent_bytes": [total.sent_bytes for total in totals],
+        "dealt_bytes": [total.dealt_bytes for total in totals],
+    }
+
+
+def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
+    """Find every mistake that can be found before any work starts."""
+    _check_device(config)
+    source = find(config.model, config.weights, config.seed)
+    source.check()
+    ids = encode_prompt(config, source, read_prompt(config))
+    check_prompt(source, ids, config.max_new_tokens)
+    if source.notice:
+        print_warnings(console, [source.notice])
+    return source, ids
+
+
+def _check_device(config: RunConfig) -> None:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+
+
+def _write(console: Console, text: str) -> None:
+    """Text of the answer, as it is: neither wrapped nor read as markup."""
+    console.file.write(text)
+    console.file.flush()
+
+
+# --- the parties ---------------------------------------------------------------------------------
+
+
+def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Screen) -> None:
+    """Start one process a party and watch them to their end.
+
+    Raises:
+        MpcacheError: a party failed; the message names it and what the others say.
+    """
+    with tempfile.TemporaryDirectory(prefix="mpcache-") as scratch:
+        path = _party_config(config, Path(scratch))
+        program = [sys.executable, "-m", "mpcache", "party"]
+        commands = [
+            PartyCommand(
+                rank,
+                peer_name(rank),
+                [*program, "--rank", str(rank), "--config", str(path), "--events"],
+                {"session": run_id} | ({"prompt": list(ids)} if rank == config.client else {}),
+                os.environ | _KEEP_PAGES,
+            )
+            for rank in range(config.parties)
+        ]
+        with screen:
+            exits = supervise(commands, screen.on_event)
+    message = failure(exits)
+    if message:
+        raise MpcacheError(message)
+
+
+def _party_config(config: RunConfig, scratch: Path) -> Path:
+    """Write what the parties need: addresses and throw-away keys filled in, the prompt left out."""
+    values = yaml.safe_load(to_yaml(config))
+    network = values["network"]
+    if not network["addresses"]:
+        addresses = loopback_addresses(config.parties)
+        network["addresses"] = [f"{host}:{port}" for host, port in addresses]
+    if config.network.tls and not config.network.keys:
+        keys = scratch / "keys"
+        make_keys(keys, config.parties, days=1)
+        network["keys"] = str(keys)
+    path = scratch / "party.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class _Screen:
+    """What the launcher shows and keeps of the parties' events."""
+
+    def __init__(self, console: Console, source: Source, config: RunConfig) -> None:
+        self.console, self.config = console, config
+        self.layers = source.spec.layers
+        self.synthetic = source.kind == "synthetic"
+        self.decoder = source.tokenizer().stream()
+        self.status = console.status("starting the parties")
+        self.ids: list[int] = []
+        self.logits: list[torch.Tensor] = []
+        self.results: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> _Screen:
+        self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+        if self.ids:
+            _write(self.console, self.decoder.flush() + "\n")
+
+    def on_event(self, rank: int, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress" and rank == self.config.client:
+            self._progress(str(event.get("where", "")))
+        elif kind == "token" and rank == self.config.client:
+            self._token(int(event["id"]))
+        elif kind == "logits" and rank == self.config.client:
+            raw = bytearray(base64.b64decode(event["float32"]))
+            self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
+        elif kind == "result":
+            self.results[rank] = event
+
+    def _progress(self, where: str) -> None:
+        text = where
+        if where.startswith("prefill/layer"):
+            text = f"prefill: layer {int(where.removeprefix('prefill/layer')) + 1}/{self.layers}"
+        self.status.update(text)
+        if not self.console.is_terminal and where in PHASES:
+            self.console.print(f"[dim]{where} ...[/]")
+
+    def _token(self, token: int) -> None:
+        if not self.ids:
+            self.status.stop()
+            label = "text (MEANINGLESS: synthetic weights)" if self.synthetic else "text"
+            _write(self.console, f"{label}: ")
+        self.ids.append(token)
+        _write(self.console, self.decoder.push(token))
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+
+def _plain_run(plain: Generation, steps: int) -> PlainRun:
+    return PlainRun(
+        tuple(plain.ids), plain.prefill_seconds, plain.decode_seconds / steps if steps else 0.0
+    )
+
+
+def _agreement(twin: Twin, ids: Sequence[int], plain: Generation, screen: _Screen) -> Agreement:
+    """Compare token by token with what the twin says on the same prefix, under the same policy."""
+    if screen.ids != plain.ids:
+        plain = twin.generate(ids, forced=screen.ids)
+    ties = []
+    for position, (token, own) in enumerate(zip(screen.ids, plain.ids, strict=True)):
+        if token != own:
+            logits = plain.logits[position].reshape(-1)
+            margin = float(logits[own] - logits[token])
+            ties.append(NearTie(position, token, own, margin))
+    errors = [
+        (opened - logits.reshape(-1).cpu()).abs()
+        for opened, logits in zip(screen.logits, plain.logits, strict=False)
+    ]
+    every = torch.cat(errors) if errors else None
+    return Agreement(
+        equal_tokens=len(screen.ids) - len(ties),
+        total_tokens=len(screen.ids),
+        max_logit_error=None if every is None else float(every.max()),
+        mean_logit_error=None if every is None else float(every.mean()),
+        near_ties=tuple(ties),
+    )

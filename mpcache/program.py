@@ -1,0 +1,161 @@
+"""The program that all readings of a run walk: setup, prefill, decode, from one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpcache.config import RunConfig
+from mpcache.errors import MpcacheError
+from mpcache.eviction.base import Policy
+from mpcache.eviction.registry import make_policy
+from mpcache.generation import Generation, Request, generate
+from mpcache.models.decoder import load_weights
+from mpcache.models.spec import ModelSpec
+from mpcache.protocols.channel import Spec
+from mpcache.protocols.counting import CountingCrypten
+from mpcache.protocols.ledger import Prediction
+from mpcache.protocols.operation import PlainMachine, SecureMachine
+from mpcache.protocols.setting import Setting
+
+if TYPE_CHECKING:
+    from mpcache.parties.transport import Wires
+
+OnToken = Callable[[int, int | None], None]
+LENGTH = "prompt-length"
+
+
+def setting_of(config: RunConfig) -> Setting:
+    """The public numbers of a run."""
+    return Setting(
+        world=config.parties,
+        suite=config.protocol,
+        frac=config.ring.frac,
+        owner=config.owner,
+        client=config.client,
+        truncation=config.truncation,
+    )
+
+
+def policy_of(config: RunConfig) -> Policy:
+    """The cache policy of a run."""
+    return make_policy(config.cache.policy, **config.cache.model_dump(exclude={"policy"}))
+
+
+class Twin:
+    """The plaintext twin of a run, with its weights loaded once."""
+
+    def __init__(
+        self, config: RunConfig, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.config = config
+        self.machine = PlainMachine(setting_of(config), config.device)
+        self.model = load_weights(self.machine, spec, tensors)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        forced: Sequence[int] | None = None,
+        on_token: OnToken | None = None,
+    ) -> Generation:
+        """Generate greedily, or follow `forced` tokens and keep the logits beside them."""
+        request = Request(
+            prompt,
+            len(prompt),
+            self.config.max_new_tokens,
+            forced=forced,
+            keep_logits=True,
+        )
+        with torch.inference_mode():
+            return generate(self.machine, self.model, policy_of(self.config), request, on_token)
+
+
+def predict(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Prediction:
+    """What every party of the run sends, from walking the same text without data."""
+    prediction = Prediction(config.parties)
+    suite = CountingCrypten(setting_of(config), prediction)
+    machine = SecureMachine(suite, prediction)
+    with prediction.scope("setup"):
+        others = [rank for rank in range(config.parties) if rank != config.client]
+        prediction.step(LENGTH, {(config.client, rank): [Spec((1,))] for rank in others})
+        suite.seeds()
+        model = load_weights(machine, spec, None)
+    request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
+    generate(machine, model, policy_of(config), request)
+    return prediction
+
+
+def run_secure(
+    config: RunConfig,
+    spec: ModelSpec,
+    wires: Wires,
+    tensors: Mapping[str, torch.Tensor] | None,
+    prompt: Sequence[int] | None,
+    on_token: OnToken | None = None,
+) -> Generation:
+    """One party's run over connected wires.
+
+    Args:
+        tensors: the weights, at their owner; None elsewhere.
+        prompt: the token ids, at the client; None elsewhere.
+
+    Raises:
+        PeerError: see `Wires.exchange`.
+        MpcacheError: the client announced a prompt that does not fit.
+    """
+    from mpcache.protocols.crypten import CryptenSuite, attached
+
+    ledger = wires.ledger
+    with ExitStack() as stack:
+        with ledger.scope("setup"):
+            count = _agree_on_length(config, spec, wires, prompt)
+            stack.enter_context(attached(wires))
+            machine = SecureMachine(CryptenSuite(setting_of(config), wires, ledger), ledger)
+            model = load_weights(machine, spec, tensors)
+        request = Request(prompt, count, config.max_new_tokens, keep_logits=config.verify)
+        return generate(machine, model, policy_of(config), request, on_token)
+
+
+def _agree_on_length(
+    config: RunConfig, spec: ModelSpec, wires: Wires, prompt: Sequence[int] | None
+) -> int:
+    """The prompt's length in tokens is public: the client tells the others."""
+    if wires.rank == config.client:
+        if prompt is None:
+            raise MpcacheError("the client's party has no prompt")
+        others = [rank for rank in range(config.parties) if rank != wires.rank]
+        length = torch.tensor([len(prompt)])
+        wires.exchange(LENGTH, {rank: [length] for rank in others}, {})
+        return len(prompt)
+    got = wires.exchange(LENGTH, {}, {config.client: [Spec((1,))]})
+    count = int(got[config.client][0].item())
+    if not 1 <= count <= spec.context - config.max_new_tokens:
+        raise MpcacheError(
+            f"party {config.client} announced a prompt of {count} tokens; with"
+            f" {config.max_new_tokens} new ones at most {spec.context} fit"
+        )
+    return count
+
+
+def kept_of(result: Generation) -> dict[str, list[int]]:
+    """Public counts read off a cache: stored tokens by layer, attended tokens by decode step.
+
+    A step in which layers differ counts as -1: the budget is one number for all layers.
+    """
+    if result.cache is None:
+        return {"static": [], "dynamic": []}
+    kept = result.cache.kept
+    steps = zip(*kept.dynamic.values(), strict=True)
+    return {
+        "static": [kept.static[layer] for layer in sorted(kept.static)],
+        "dynamic": [counts[0] if len(set(counts)) == 1 else -1 for counts in steps],
+    }
+
+
+def expected_kept(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> dict[str, list[int]]:
+    """The counts that the policy's budget asks for, in the form of `kept_of`."""
+    budget = policy_of(config).budget(prompt_tokens, config.max_new_tokens)
+    return {"static": [budget.static] * spec.layers, "dynamic": list(budget.dynamic)}

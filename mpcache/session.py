@@ -1,0 +1,226 @@
+"""One party's process: the same program for every rank, by hand or under `launch`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from mpcache import __version__
+from mpcache.config import RunConfig, digest
+from mpcache.errors import MpcacheError, UsageError
+from mpcache.generation import Generation
+from mpcache.models.registry import Source, check_prompt, find
+from mpcache.parties.dial import Address, Endpoint
+from mpcache.parties.events import Events, read_secrets, watch_parent
+from mpcache.parties.handshake import Hello
+from mpcache.parties.tls import Identity
+from mpcache.parties.transport import Wires, connect
+from mpcache.program import kept_of, run_secure
+from mpcache.protocols.ledger import Ledger
+from mpcache.report.files import write_atomic
+
+BY_HAND = "by hand"
+
+
+def party_main(
+    config: RunConfig, rank: int, *, events: bool = False, prompt: str | None = None
+) -> int:
+    """Run party `rank` to its end.
+
+    Args:
+        events: under `launch`: secrets come on stdin, progress and results go to stdout as JSON.
+        prompt: the client's prompt when run by hand; under `launch` it is among the secrets.
+
+    Returns:
+        The exit code: 0, 1 for a failed run, 2 for a mistake in the input.
+    """
+    if not events:
+        return _run(config, rank, _ByHand(config, rank, sys.stdout, sys.stderr), prompt, BY_HAND)
+    out = Events.on_stdout()
+    voice = _Launched(out)
+    try:
+        secrets = read_secrets(sys.stdin)
+        watch_parent(sys.stdin)
+        return _run(config, rank, voice, secrets.get("prompt"), str(secrets.get("session", "")))
+    except MpcacheError as error:
+        out.error(error)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        out.error(error)
+        return 1
+
+
+class _Launched:
+    """Tells the launcher how far this party is, as events."""
+
+    def __init__(self, out: Events) -> None:
+        self.out = out
+
+    def where(self, path: str) -> None:
+        self.out.emit("progress", where=path)
+
+    def token(self, position: int, token: int | None) -> None:
+        self.out.emit("token", position=position, id=token, where=_token_place(position))
+
+    def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
+        for position, row in enumerate(logits):
+            packed = base64.b64encode(row.to(torch.float32).numpy().tobytes()).decode()
+            self.out.emit("logits", position=position, float32=packed)
+        self.out.emit("result", **record)
+
+
+class _ByHand:
+    """Tells a person: the answer on stdout (at the client), progress on stderr."""
+
+    def __init__(self, config: RunConfig, rank: int, out: IO[str], err: IO[str]) -> None:
+        self.config, self.rank, self.out, self.err = config, rank, out, err
+        self.decoder: Any = None
+
+    def where(self, path: str) -> None:
+        print(f"party {self.rank}: {path}", file=self.err, flush=True)
+
+    def token(self, position: int, token: int | None) -> None:
+        if token is None or self.decoder is None:
+            return
+        self.out.write(self.decoder.push(token))
+        self.out.flush()
+
+    def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
+        if self.decoder is not None:
+            print(self.decoder.flush(), file=self.out, flush=True)
+        if self.config.report:
+            folder = Path(self.config.report)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / f"party-{self.rank}.json", json.dumps(record, indent=2) + "\n")
+        total = record["totals"]
+        print(
+            f"party {self.rank}: done; {total['rounds']:,} rounds,"
+            f" {total['sent_bytes']:,} bytes sent, transcript {record['transcript'][:12]}",
+            file=self.err,
+        )
+
+
+def _token_place(position: int) -> str:
+    """Where a party is once token `position` is out."""
+    return f"decode step {position + 1}"
+
+
+def _run(
+    config: RunConfig, rank: int, voice: Any, prompt: str | Sequence[int] | None, session: str
+) -> int:
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
+    owner, client = rank == config.owner, rank == config.client
+    # The others need the model's public shape only, never its weights.
+    source = find(config.model, config.weights if owner else "synthetic", config.seed)
+    ids = None
+    if client:
+        ids = _prompt_ids(config, source, prompt)
+        check_prompt(source, ids, config.max_new_tokens)
+        if isinstance(voice, _ByHand):
+            voice.decoder = source.tokenizer().stream()
+    tensors = source.load() if owner else None
+    ledger = Ledger(rank, config.parties)
+    ledger.on_enter = lambda path: _report_progress(voice, path)
+    voice.where("connect")
+    hello = _hello(config, rank, source, session)
+    with connect(_endpoint(config, rank), hello, ledger) as wires, torch.inference_mode():
+        result = run_secure(config, source.spec, wires, tensors, ids, voice.token)
+        voice.result(_record(wires, result), result.logits)
+    return 0
+
+
+def _prompt_ids(config: RunConfig, source: Source, prompt: str | Sequence[int] | None) -> list[int]:
+    """The client's prompt as token ids; `launch` hands over ids, a person a text."""
+    if prompt is None:
+        raise UsageError(
+            f"party {config.client} is the client and needs the prompt: give --prompt or"
+            " --prompt-file"
+        )
+    if not isinstance(prompt, str):
+        return [int(token) for token in prompt]
+    return encode_prompt(config, source, prompt)
+
+
+def encode_prompt(config: RunConfig, source: Source, prompt: str) -> list[int]:
+    """A prompt as token ids, in the model's chat form where it has one and `chat` is on."""
+    tokenizer = source.tokenizer()
+    ids = tokenizer.chat(prompt) if config.chat else None
+    return tokenizer.encode(prompt) if ids is None else ids
+
+
+def _report_progress(voice: Any, path: str) -> None:
+    """Setup is told once, prefill layer by layer; a decode step is told by its token."""
+    phase, *inside = path.split("/")
+    if not inside and phase != "decode":
+        voice.where(phase)
+    elif phase == "prefill" and len(inside) == 1 and inside[0].startswith("layer"):
+        voice.where(path)
+
+
+def _hello(config: RunConfig, rank: int, source: Source, session: str) -> Hello:
+    return Hello(__version__, digest(config), source.spec.digest(), rank, config.parties, session)
+
+
+def _endpoint(config: RunConfig, rank: int) -> Endpoint:
+    network = config.network
+    if not network.addresses:
+        raise UsageError(
+            "network.addresses is empty; a party needs one host:port a party, in the order of"
+            " their ranks (`mpcache launch` chooses them itself)"
+        )
+    if network.tls and not network.keys:
+        raise UsageError(
+            "network.keys is not set; make keys with `mpcache keys FOLDER`, give every party its"
+            " own, and set network.keys, or spell out network.tls: off"
+        )
+    identity = Identity.of(network.keys, rank) if network.tls and network.keys else None
+    return Endpoint(
+        rank,
+        tuple(_address(text) for text in network.addresses),
+        identity,
+        timeout_s=network.timeout_s,
+        connect_timeout_s=network.connect_timeout_s,
+        rtt_ms=network.rtt_ms,
+        mbps=network.mbps,
+    )
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _record(wires: Wires, result: Generation) -> dict[str, Any]:
+    """What a party tells of its run: counts, times and, at the client, the answer."""
+    ledger = wires.ledger
+    record: dict[str, Any] = {
+        "rank": wires.rank,
+        "scopes": ledger.by_scope(),
+        "totals": asdict(ledger.total()),
+        "openings": [asdict(opening) for opening in ledger.openings],
+        "transcript": ledger.transcript.hexdigest(),
+        "phase_seconds": {
+            "setup": ledger.total("setup").seconds,
+            "prefill": result.prefill_seconds,
+            "decode": result.decode_seconds,
+        },
+        "kept": kept_of(result),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peers": {
+            peer: {"sent_bytes": sent, "received_bytes": wires.received_bytes[peer]}
+            for peer, sent in wires.sent_bytes.items()
+        },
+        "token_ids": result.ids,
+    }
+    return record

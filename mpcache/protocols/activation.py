@@ -29,7 +29,7 @@ class Silu(Operation):
     1. n = [x < 0]; -|x| clipped to [-16, 0]; e = exp(-|x|); r = 1 / (1 + e), in [1/2, 1].
     2. sigmoid(x) = r + n (1 - 2r); times x.
 
-    Error: 2^-frac (1 + 8 |x|); beyond the clip sigmoid is 0 or 1 within one unit.
+    Error: 1 + 28 |x| cuts; beyond the clip sigmoid is 0 or 1 within three cuts.
     """
 
     name = "silu"

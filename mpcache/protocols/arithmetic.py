@@ -13,7 +13,7 @@ EXTRA_BITS = 8
 
 
 class Multiply(Operation):
-    """Elementwise product of two secrets, broadcast. Error: one unit."""
+    """Elementwise product of two secrets, broadcast. Error: one cut (`Suite.truncate`)."""
 
     name = "multiply"
 
@@ -25,7 +25,7 @@ class Multiply(Operation):
 
 
 class Matmul(Operation):
-    """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one unit, whatever k."""
+    """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one cut, whatever k."""
 
     name = "matmul"
 
@@ -40,8 +40,9 @@ class Scale(Operation):
     """Product with a public tensor or number, broadcast.
 
     A power of two at or below 1 is exact and free: only the point moves, and the result keeps
-    more fractional bits until the next truncation. Else error: one unit, and 2^-frac |x factor|
-    from rounding the factor, which gets up to `EXTRA_BITS` more bits when it is small.
+    more fractional bits until the next truncation. Else error: one cut, and |x| / 2 units from
+    rounding the factor, which gets up to `EXTRA_BITS` more bits when its greatest element is
+    small: |x| times that element, in units, but |x| / 2^9 for factors below 2^-8.
     """
 
     name = "scale"
@@ -61,7 +62,7 @@ class Scale(Operation):
 
 
 class Settle(Operation):
-    """Bring a value back to the setting's fractional bits. Error: one unit where it has more."""
+    """Bring a value back to the setting's fractional bits. Error: one cut where it has more."""
 
     name = "settle"
 
@@ -75,7 +76,7 @@ class Settle(Operation):
 class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
 
-    Error: one unit, and |x|_1 / 2^(frac + 1) from rounding the weights.
+    Error: one cut, and (|x|_1 + 1) / 2 units from rounding weights and bias.
     """
 
     name = "linear"

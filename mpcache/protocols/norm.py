@@ -31,7 +31,9 @@ class Norm(Operation):
     4. r = 1/sqrt(that sum / 64), and x' r sqrt(n/64) gain + bias.
 
     No calibration is needed: rows with a root mean square from 2^-8 on and a sum of squares below
-    2^30 are all normalised with the same precision. Error: 2^-frac (4 + 8 |gain y|).
+    2^30 are all normalised with the same precision. Error in cuts, with y before the gain:
+    |gain| (sqrt(n) / 8 + 1 + |y| (7 + sqrt(n) / 8 + 40 / sqrt(n))) + 1; centered rows add
+    |gain| (1 + |y|) / rms, since their mean is off by a cut.
     """
 
     name = "norm"

@@ -181,7 +181,11 @@ class Suite(ABC):
 
     @abstractmethod
     def truncate(self, x: Secret, bits: int) -> Secret:
-        """Drop the low `bits` fractional bits; off by at most one unit."""
+        """Drop the low `bits` fractional bits.
+
+        Off by less than one unit with two parties and three units with three: a *cut*, in
+        which the operations state their errors.
+        """
 
     @abstractmethod
     def negative(self, x: Secret) -> Secret:

@@ -14,7 +14,8 @@ class Rotary(Operation):
     Args:
         cos, sin: public [tokens, d / 2].
 
-    The two products are added before one truncation. Error: one unit, and 2^-frac |x| / 2.
+    The two products are added before one truncation. Error: one cut, and
+    (|x_i| + |x_{i + d/2}|) / 2 units from rounding cos and sin.
     """
 
     name = "rotary"

@@ -21,8 +21,8 @@ class Softmax(Operation):
     1. Hidden places get -2^20; d = x - max(x), clipped to [-16, 0].
     2. e = exp(d), hidden places set to 0; r = 1 / sum(e); p = e r.
 
-    CrypTen's softmax does not clip, and its exp grows again below about -500. Error: 2^-frac
-    times 40 (exp) and 6 for the reciprocal and product.
+    CrypTen's softmax does not clip, and its exp grows again below about -500. Error in
+    cuts: that of exp over the sum s of all e, p times the same for s, 4 p, and 1.
     """
 
     name = "softmax"

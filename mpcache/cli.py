@@ -178,6 +178,21 @@ def party(
 
 
 @app.command()
+def deal(
+    config: ConfigFile = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Write progress as JSON lines for `launch`.")
+    ] = False,
+    sets: Sets = None,
+) -> None:
+    """Run the dealer of a two-party run: it learns lengths, never the prompt or the weights."""
+    resolved = _config(config, sets)
+    from mpcache import session
+
+    _finish(session.deal_main(resolved, events=events))
+
+
+@app.command()
 def generate(
     model: Model = None,
     prompt: Prompt = None,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mpcache.errors import UsageError
 
-AVAILABLE_PROTOCOLS = ("crypten",)
+AVAILABLE_PROTOCOLS = ("dealer", "crypten")
 PRESETS: dict[str, tuple[float, float]] = {  # name -> (rtt_ms, mbps); 0 mbps is unlimited
     "local": (0.0, 0.0),
     "lan": (0.3, 3000.0),
@@ -189,10 +189,17 @@ class RunConfig(_Section):
                 f"owner and client are both {self.owner}: one party would hold the weights and the"
                 " prompt; give them different ranks"
             )
-        if self.network.addresses and len(self.network.addresses) != self.parties:
+        if self.protocol == "dealer" and (self.parties, self.owner, self.client) != (2, 0, 1):
             raise ValueError(
-                f"network.addresses: {len(self.network.addresses)} addresses for {self.parties}"
-                " parties; expected one a party, in the order of their ranks"
+                "protocol dealer is for 2 parties, the owner 0 and the client 1; for 3 parties use"
+                " protocol: crypten"
+            )
+        processes = self.parties + (self.protocol == "dealer")
+        if self.network.addresses and len(self.network.addresses) != processes:
+            last = ", the dealer last" if self.protocol == "dealer" else ""
+            raise ValueError(
+                f"network.addresses: {len(self.network.addresses)} addresses for {processes}"
+                f" processes; expected one each, in the order of their ranks{last}"
             )
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("prompt and prompt_file are both set; keep one of them")

@@ -19,6 +19,7 @@ from mpcache.config import RunConfig, read_prompt, to_yaml
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
 from mpcache.models.registry import Source, check_prompt, find
+from mpcache.parties.dealing import DEALER
 from mpcache.parties.local import loopback_addresses
 from mpcache.parties.names import peer_name
 from mpcache.parties.supervise import PartyCommand, failure, supervise
@@ -95,7 +96,7 @@ def launch(config: RunConfig, console: Console) -> int:
         expected_kept=expected_kept(config, source.spec, len(ids)),
     )
     publish(record, folder, console)
-    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
+    console.print(f"report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
     return 0
 
 
@@ -180,6 +181,12 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Sc
             )
             for rank in range(config.parties)
         ]
+        if config.protocol == "dealer":
+            argv = [sys.executable, "-m", "mpcache", "deal", "--config", str(path), "--events"]
+            environment = os.environ | _KEEP_PAGES
+            commands.append(
+                PartyCommand(DEALER, "the dealer", argv, {"session": run_id}, environment)
+            )
         with screen:
             exits = supervise(commands, screen.on_event)
     message = failure(exits)
@@ -190,13 +197,14 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Sc
 def _party_config(config: RunConfig, scratch: Path) -> Path:
     """Write what the parties need: addresses and throw-away keys filled in, the prompt left out."""
     values = yaml.safe_load(to_yaml(config))
+    processes = config.parties + (config.protocol == "dealer")
     network = values["network"]
     if not network["addresses"]:
-        addresses = loopback_addresses(config.parties)
+        addresses = loopback_addresses(processes)
         network["addresses"] = [f"{host}:{port}" for host, port in addresses]
     if config.network.tls and not config.network.keys:
         keys = scratch / "keys"
-        make_keys(keys, config.parties, days=1)
+        make_keys(keys, processes, days=1)
         network["keys"] = str(keys)
     path = scratch / "party.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -215,6 +223,7 @@ class _Screen:
         self.ids: list[int] = []
         self.logits: list[torch.Tensor] = []
         self.results: dict[int, dict[str, Any]] = {}
+        self.dealt: dict[str, Any] | None = None
 
     def __enter__(self) -> _Screen:
         self.status.start()
@@ -234,6 +243,8 @@ class _Screen:
         elif kind == "logits" and rank == self.config.client:
             raw = bytearray(base64.b64decode(event["float32"]))
             self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
+        elif kind == "dealt":
+            self.dealt = event
         elif kind == "result":
             self.results[rank] = event
 

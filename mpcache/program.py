@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +17,24 @@ from mpcache.generation import Generation, Request, generate
 from mpcache.models.decoder import load_weights
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
+from mpcache.protocols.correlation import Randomness
 from mpcache.protocols.counting import CountingCrypten
-from mpcache.protocols.ledger import Prediction
-from mpcache.protocols.operation import PlainMachine, SecureMachine
+from mpcache.protocols.dealer import Corrections, CountingDealer, Dealing, OnlineDealer
+from mpcache.protocols.ledger import Prediction, Scopes
+from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
 from mpcache.protocols.setting import Setting
 
 if TYPE_CHECKING:
     from mpcache.parties.transport import Wires
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """What a party holds from the dealer: its seed, expanded, and party 1's corrections."""
+
+    seed: Randomness
+    corrections: Corrections | None
+
 
 OnToken = Callable[[int, int | None], None]
 LENGTH = "prompt-length"
@@ -76,16 +88,43 @@ class Twin:
 def predict(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Prediction:
     """What every party of the run sends, from walking the same text without data."""
     prediction = Prediction(config.parties)
-    suite = CountingCrypten(setting_of(config), prediction)
-    machine = SecureMachine(suite, prediction)
+    setting = setting_of(config)
+    suite: Suite
     with prediction.scope("setup"):
         others = [rank for rank in range(config.parties) if rank != config.client]
         prediction.step(LENGTH, {(config.client, rank): [Spec((1,))] for rank in others})
-        suite.seeds()
+        if config.protocol == "dealer":
+            suite = CountingDealer(setting, prediction)
+        else:
+            suite = CountingCrypten(setting, prediction)
+            suite.seeds()
+    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens)
+    return prediction
+
+
+def deal(
+    config: RunConfig,
+    spec: ModelSpec,
+    prompt_tokens: int,
+    seeds: tuple[Randomness, Randomness],
+    emit: Callable[[torch.Tensor], None],
+) -> int:
+    """The dealer's walk over the same text: emits party 1's corrections in the order of use.
+
+    Returns:
+        The bytes dealt.
+    """
+    suite = Dealing(setting_of(config), seeds, emit)
+    _walk(config, spec, SecureMachine(suite, Scopes()), prompt_tokens)
+    return suite.dealt_bytes
+
+
+def _walk(config: RunConfig, spec: ModelSpec, machine: SecureMachine, prompt_tokens: int) -> None:
+    """The whole run without data."""
+    with machine.scope("setup"):
         model = load_weights(machine, spec, None)
     request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
     generate(machine, model, policy_of(config), request)
-    return prediction
 
 
 def run_secure(
@@ -95,28 +134,39 @@ def run_secure(
     tensors: Mapping[str, torch.Tensor] | None,
     prompt: Sequence[int] | None,
     on_token: OnToken | None = None,
+    dealt: Dealt | None = None,
 ) -> Generation:
     """One party's run over connected wires.
 
     Args:
         tensors: the weights, at their owner; None elsewhere.
         prompt: the token ids, at the client; None elsewhere.
+        dealt: what the dealer gave this party, in suite `dealer`.
 
     Raises:
         PeerError: see `Wires.exchange`.
         MpcacheError: the client announced a prompt that does not fit.
     """
-    from mpcache.protocols.crypten import CryptenSuite, attached
-
     ledger = wires.ledger
     with ExitStack() as stack:
         with ledger.scope("setup"):
             count = _agree_on_length(config, spec, wires, prompt)
-            stack.enter_context(attached(wires))
-            machine = SecureMachine(CryptenSuite(setting_of(config), wires, ledger), ledger)
+            machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors)
         request = Request(prompt, count, config.max_new_tokens, keep_logits=config.verify)
         return generate(machine, model, policy_of(config), request, on_token)
+
+
+def _suite(config: RunConfig, wires: Wires, dealt: Dealt | None, stack: ExitStack) -> Suite:
+    setting = setting_of(config)
+    if config.protocol == "dealer":
+        if dealt is None:
+            raise MpcacheError("suite dealer needs correlations, and none were dealt")
+        return OnlineDealer(setting, wires, wires.ledger, dealt.seed, dealt.corrections)
+    from mpcache.protocols.crypten import CryptenSuite, attached
+
+    stack.enter_context(attached(wires))
+    return CryptenSuite(setting, wires, wires.ledger)
 
 
 def _agree_on_length(
@@ -132,12 +182,21 @@ def _agree_on_length(
         return len(prompt)
     got = wires.exchange(LENGTH, {}, {config.client: [Spec((1,))]})
     count = int(got[config.client][0].item())
+    check_length(config, spec, count)
+    return count
+
+
+def check_length(config: RunConfig, spec: ModelSpec, count: int) -> None:
+    """Refuse a prompt length, announced by the client, that does not fit.
+
+    Raises:
+        MpcacheError: it is below 1, or beyond the context with the new tokens.
+    """
     if not 1 <= count <= spec.context - config.max_new_tokens:
         raise MpcacheError(
             f"party {config.client} announced a prompt of {count} tokens; with"
             f" {config.max_new_tokens} new ones at most {spec.context} fit"
         )
-    return count
 
 
 def kept_of(result: Generation) -> dict[str, list[int]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import resource
+import secrets as system_random
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -19,15 +22,25 @@ from mpcache import __version__
 from mpcache.config import RunConfig, digest
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
+from mpcache.kernels.prg import Stream
 from mpcache.models.registry import Source, check_prompt, find
-from mpcache.parties.dial import Address, Endpoint
+from mpcache.parties.dealing import (
+    DEALER,
+    SEED_BYTES,
+    CorrectionStream,
+    Sender,
+    hand_out_seeds,
+    take_seed,
+)
+from mpcache.parties.dial import Address, Endpoint, meet
 from mpcache.parties.events import Events, read_secrets, watch_parent
 from mpcache.parties.handshake import Hello
 from mpcache.parties.tls import Identity
 from mpcache.parties.transport import Wires, connect
-from mpcache.program import kept_of, run_secure
+from mpcache.program import LENGTH, Dealt, check_length, deal, kept_of, run_secure
+from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Ledger
-from mpcache.report.files import write_atomic
+from mpcache.report.files import run_folder, write_atomic
 
 BY_HAND = "by hand"
 
@@ -46,12 +59,24 @@ def party_main(
     """
     if not events:
         return _run(config, rank, _ByHand(config, rank, sys.stdout, sys.stderr), prompt, BY_HAND)
+    return _under_launch(
+        lambda secrets, voice: _run(
+            config, rank, voice, secrets.get("prompt"), _session_of(secrets)
+        )
+    )
+
+
+def _session_of(secrets: dict[str, Any]) -> str:
+    return str(secrets.get("session", ""))
+
+
+def _under_launch(program: Callable[[dict[str, Any], _Launched], int]) -> int:
+    """Run `program` with the secrets from stdin, and tell the launcher how it ends."""
     out = Events.on_stdout()
-    voice = _Launched(out)
     try:
         secrets = read_secrets(sys.stdin)
         watch_parent(sys.stdin)
-        return _run(config, rank, voice, secrets.get("prompt"), str(secrets.get("session", "")))
+        return program(secrets, _Launched(out))
     except MpcacheError as error:
         out.error(error)
         return error.exit_code
@@ -73,6 +98,9 @@ class _Launched:
     def token(self, position: int, token: int | None) -> None:
         self.out.emit("token", position=position, id=token, where=_token_place(position))
 
+    def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
+        self.out.emit("dealt", bytes=dealt_bytes, seconds=seconds, elapsed_seconds=elapsed)
+
     def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
         for position, row in enumerate(logits):
             packed = base64.b64encode(row.to(torch.float32).numpy().tobytes()).decode()
@@ -86,6 +114,7 @@ class _ByHand:
     def __init__(self, config: RunConfig, rank: int, out: IO[str], err: IO[str]) -> None:
         self.config, self.rank, self.out, self.err = config, rank, out, err
         self.decoder: Any = None
+        self.folder = run_folder(config, "") if config.report else None
 
     def where(self, path: str) -> None:
         print(f"party {self.rank}: {path}", file=self.err, flush=True)
@@ -96,13 +125,15 @@ class _ByHand:
         self.out.write(self.decoder.push(token))
         self.out.flush()
 
+    def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
+        print(f"dealer: {dealt_bytes:,} bytes in {seconds:.1f} s of work", file=self.err)
+
     def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
         if self.decoder is not None:
             print(self.decoder.flush(), file=self.out, flush=True)
-        if self.config.report:
-            folder = Path(self.config.report)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / f"party-{self.rank}.json", json.dumps(record, indent=2) + "\n")
+        if self.folder is not None:
+            record_file = self.folder / f"party-{self.rank}.json"
+            write_atomic(record_file, json.dumps(record, indent=2) + "\n")
         total = record["totals"]
         print(
             f"party {self.rank}: done; {total['rounds']:,} rounds,"
@@ -126,22 +157,105 @@ def _run(
     ids = None
     if client:
         ids = _prompt_ids(config, source, prompt)
-        check_prompt(source, ids, config.max_new_tokens)
         if isinstance(voice, _ByHand):
             voice.decoder = source.tokenizer().stream()
     tensors = source.load() if owner else None
     ledger = Ledger(rank, config.parties)
     ledger.on_enter = lambda path: _report_progress(voice, path)
     voice.where("connect")
+    gc.freeze()  # what is loaded stays: collections need not look at it again
     hello = _hello(config, rank, source, session)
-    with connect(_endpoint(config, rank), hello, ledger) as wires, torch.inference_mode():
-        result = run_secure(config, source.spec, wires, tensors, ids, voice.token)
+    with ExitStack() as stack, torch.inference_mode():
+        if config.protocol == "dealer":
+            length = len(ids) if ids is not None else None
+            wires, dealt = _meet_dealer(config, rank, hello, ledger, length, stack)
+        else:
+            wires = stack.enter_context(connect(_endpoint(config, rank), hello, ledger))
+            dealt = None
+        result = run_secure(config, source.spec, wires, tensors, ids, voice.token, dealt)
+        if dealt is not None and isinstance(dealt.corrections, CorrectionStream):
+            dealt.corrections.finish()
         voice.result(_record(wires, result), result.logits)
     return 0
 
 
+def _meet_dealer(
+    config: RunConfig,
+    rank: int,
+    hello: Hello,
+    ledger: Ledger,
+    prompt_tokens: int | None,
+    stack: ExitStack,
+) -> tuple[Wires, Dealt]:
+    """Connect to the peer and to the dealer, who learns the prompt's length from the client."""
+    socks = meet(_endpoint(config, rank), hello)
+    timeout = config.network.timeout_s
+    link = stack.enter_context(
+        Wires({DEALER: socks[DEALER]}, Ledger(rank, DEALER + 1), timeout_s=timeout)
+    )
+    wires = stack.enter_context(
+        Wires(
+            {1 - rank: socks[1 - rank]},
+            ledger,
+            timeout_s=timeout,
+            rtt_ms=config.network.rtt_ms,
+            mbps=config.network.mbps,
+        )
+    )
+    if prompt_tokens is not None:
+        link.exchange(LENGTH, {DEALER: [torch.tensor([prompt_tokens])]}, {})
+    seed = Stream(take_seed(link))
+    stream = None
+    if rank == 1:
+        stream = CorrectionStream(link)
+        stack.callback(stream.close)
+    return wires, Dealt(seed, stream)
+
+
+def deal_main(config: RunConfig, *, events: bool = False) -> int:
+    """Run the dealer of a two-party run: it learns neither weights nor prompt, only lengths.
+
+    Returns:
+        The exit code, as `party_main` does.
+    """
+    if not events:
+        return _deal(config, _ByHand(config, DEALER, sys.stdout, sys.stderr), BY_HAND)
+    return _under_launch(lambda secrets, voice: _deal(config, voice, _session_of(secrets)))
+
+
+def _deal(config: RunConfig, voice: Any, session: str) -> int:
+    if config.protocol != "dealer":
+        raise UsageError(f"protocol {config.protocol} has no dealer; set protocol: dealer")
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
+    source = find(config.model, "synthetic", config.seed)
+    voice.where("connect")
+    hello = _hello(config, DEALER, source, session)
+    socks = meet(_endpoint(config, DEALER), hello)
+    timeout = config.network.timeout_s
+    with ExitStack() as stack, torch.inference_mode():
+        links = {
+            rank: stack.enter_context(
+                Wires({rank: sock}, Ledger(DEALER, DEALER + 1), timeout_s=timeout)
+            )
+            for rank, sock in socks.items()
+        }
+        got = links[config.client].exchange(LENGTH, {}, {config.client: [Spec((1,))]})
+        count = int(got[config.client][0].item())
+        check_length(config, source.spec, count)
+        seeds = [system_random.token_bytes(SEED_BYTES) for _ in range(2)]
+        hand_out_seeds(links, seeds)
+        voice.where("dealing")
+        sender = Sender(links[1])
+        began = time.perf_counter()
+        dealt = deal(config, source.spec, count, (Stream(seeds[0]), Stream(seeds[1])), sender.emit)
+        sender.finish()
+        seconds = time.perf_counter() - began
+        voice.dealt(dealt, seconds - sender.seconds, seconds)
+    return 0
+
+
 def _prompt_ids(config: RunConfig, source: Source, prompt: str | Sequence[int] | None) -> list[int]:
-    """The client's prompt as token ids; `launch` hands over ids, a person a text."""
+    """The client's prompt as token ids; `launch` hands over ids it has checked, a person a text."""
     if prompt is None:
         raise UsageError(
             f"party {config.client} is the client and needs the prompt: give --prompt or"
@@ -149,7 +263,9 @@ def _prompt_ids(config: RunConfig, source: Source, prompt: str | Sequence[int] |
         )
     if not isinstance(prompt, str):
         return [int(token) for token in prompt]
-    return encode_prompt(config, source, prompt)
+    ids = encode_prompt(config, source, prompt)
+    check_prompt(source, ids, config.max_new_tokens)
+    return ids
 
 
 def encode_prompt(config: RunConfig, source: Source, prompt: str) -> list[int]:
@@ -169,7 +285,8 @@ def _report_progress(voice: Any, path: str) -> None:
 
 
 def _hello(config: RunConfig, rank: int, source: Source, session: str) -> Hello:
-    return Hello(__version__, digest(config), source.spec.digest(), rank, config.parties, session)
+    world = len(config.network.addresses)
+    return Hello(__version__, digest(config), source.spec.digest(), rank, world, session)
 
 
 def _endpoint(config: RunConfig, rank: int) -> Endpoint:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import relu, silu
@@ -42,6 +44,7 @@ class Model:
         return self.weights.get(f"{name}.bias")
 
 
+ADDED = ("embed.positions",)  # matrices whose rows are added, not multiplied
 FUSED = {
     "attention.input": ("attention.query", "attention.key", "attention.value"),
     "ffn.input": ("ffn.gate", "ffn.up"),
@@ -55,22 +58,25 @@ def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value]
         tensors: the weights in the clear by canonical name, at their owner and in the twin; None
             elsewhere and in the cost reading.
     """
-    weights = {
-        name: machine.weight(name, None if tensors is None else tensors[name], shape)
-        for name, shape in spec.shapes().items()
-    }
-    if spec.tied:
-        # The table once more, output-major: products read weights in the order of storage.
-        weights["head"] = weights["embed.tokens"].transpose(0, 1).contiguous()
+    shapes = spec.shapes()
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
     for layer in range(spec.layers):
         for fused, parts in FUSED.items():
-            names = [f"layers.{layer}.{part}" for part in parts]
-            if names[0] not in weights:
-                names = names[1:]
             for suffix in ("", ".bias"):
-                if names[0] + suffix in weights:
-                    pieces = [weights.pop(name + suffix) for name in names]
-                    weights[f"layers.{layer}.{fused}{suffix}"] = machine.cat(pieces, -1)
+                names = [f"layers.{layer}.{part}{suffix}" for part in parts]
+                names = [name for name in names if groups.pop(name, None)]
+                if names:
+                    groups[f"layers.{layer}.{fused}{suffix}"] = tuple(names)
+    weights: dict[str, Value] = {}
+    for name, parts in groups.items():
+        shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
+        tensor = None if tensors is None else torch.cat([tensors[part] for part in parts], -1)
+        put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
+        weights[name] = put(name, tensor, shape)
+    if spec.tied:
+        # The table once more, output-major: products read weights in the order of storage.
+        tensor = None if tensors is None else tensors["embed.tokens"].t().contiguous()
+        weights["head"] = machine.matrix("head", tensor, (spec.embed_dim, spec.vocab))
     return Model(spec, weights)
 
 

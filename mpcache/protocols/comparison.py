@@ -14,18 +14,21 @@ class Negative(Operation):
 
     name = "negative"
 
-    def plain(self, machine: PlainMachine, x: Value) -> Value:
+    def plain(self, machine: PlainMachine, x: Value, **bits: int) -> Value:
         return (x < 0).to(x.dtype)
 
-    def run(self, machine: SecureMachine, x: Secret) -> Secret:
-        return machine.suite.negative(x)
+    def run(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
+        return machine.suite.negative(x, **bits)
 
 
-def at_least(machine: Machine, x: Value, y: Value) -> Value:
-    """1 where x >= y, else 0, broadcast; `y` may also be a public tensor or number."""
+def at_least(machine: Machine, x: Value, y: Value, **bits: int) -> Value:
+    """1 where x >= y, else 0, broadcast; `y` may also be a public tensor or number.
+
+    `bits` may tell `magnitude` and `keep` of the difference: see `Suite.negative`.
+    """
     public = isinstance(y, float) or (machine.secure and isinstance(y, torch.Tensor))
     difference = machine.shift(x, -y) if public else x - y
-    return machine.shift(-negative(machine, difference), 1.0)
+    return machine.shift(-negative(machine, difference, **bits), 1.0)
 
 
 def choose(machine: Machine, bit: Value, x: Value, y: Value) -> Value:

@@ -79,7 +79,7 @@ class CountingCrypten(Suite):
             self.prediction.step("gather", {(rank, 0): spec for rank in others})
         return Secret(x.share, x.frac - bits)
 
-    def negative(self, x: Secret) -> Secret:
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
         one, two = (1, *x.shape), (2, 1, *x.shape)
         for _ in range(self.world - 1):
             self._all_reduce(one, one)

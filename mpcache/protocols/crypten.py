@@ -245,7 +245,7 @@ class CryptenSuite(Suite):
     def truncate(self, x: Secret, bits: int) -> Secret:
         return Secret(_stock(x).clone().div_(2**bits).share, x.frac - bits)
 
-    def negative(self, x: Secret) -> Secret:
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
         return Secret(MPCTensor.from_shares(x.share, precision=0)._ltz().share, 0)
 
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:

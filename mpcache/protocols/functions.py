@@ -49,6 +49,7 @@ class Stairs(Operation):
         x: any shape, any fractional bits.
         thresholds: public, ascending, [steps].
         tables: each public, [steps + 1]; one result for each.
+        bits: `magnitude` and `keep` of x, see `Suite.negative`.
 
     1. Compare x with every threshold, in one batch.
     2. A step function is a public combination of those bits: free, and exact on ring elements.
@@ -57,20 +58,31 @@ class Stairs(Operation):
     name = "stairs"
 
     def plain(
-        self, machine: PlainMachine, x: Value, thresholds: torch.Tensor, *tables: torch.Tensor
+        self,
+        machine: PlainMachine,
+        x: Value,
+        thresholds: torch.Tensor,
+        *tables: torch.Tensor,
+        **bits: int,
     ) -> list[Value]:
         reached = (x.unsqueeze(-1) >= thresholds.to(x.device)).sum(-1)
         return [table.to(x)[reached] for table in tables]
 
     def run(
-        self, machine: SecureMachine, x: Secret, thresholds: torch.Tensor, *tables: torch.Tensor
+        self,
+        machine: SecureMachine,
+        x: Secret,
+        thresholds: torch.Tensor,
+        *tables: torch.Tensor,
+        **bits: int,
     ) -> list[Secret]:
-        bits = at_least(machine, x.unsqueeze(-1), thresholds)
+        reached = at_least(machine, x.unsqueeze(-1), thresholds, **bits)
         frac = machine.setting.frac
         return [
             Secret(
                 machine.suite.shift(
-                    bits.times(machine.encode(table).diff(), frac).sum(-1), machine.encode(table[0])
+                    reached.times(machine.encode(table).diff(), frac).sum(-1),
+                    machine.encode(table[0]),
                 ).share,
                 frac,
             )

@@ -74,6 +74,7 @@ class Norm(Operation):
             LOW * torch.exp2(steps[1:]),
             torch.exp2(-steps / 2),
             eps * size / LOW * torch.exp2(-steps),
+            magnitude=LARGEST_SUM + 1,
         )
         x = multiply(machine, x, factor)
         squares = machine.suite.square(x).sum(-1, keepdim=True).halved(bits)

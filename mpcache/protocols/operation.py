@@ -98,6 +98,10 @@ class Machine(ABC):
         """The owner's weight; `tensor` is None at every other party and in the cost reading."""
 
     @abstractmethod
+    def matrix(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        """As `weight`, for a matrix that is only used as the right side of a product."""
+
+    @abstractmethod
     def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
         """The one door out: `value` opens to the party `to` ("client") because of `why`.
 
@@ -151,6 +155,9 @@ class PlainMachine(Machine):
             raise MpcacheError(f"weight {name}: expected shape {list(shape)}")
         return tensor.to(self.device, torch.float32)
 
+    def matrix(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        return self.weight(name, tensor, shape)
+
     def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
         return value
 
@@ -188,8 +195,17 @@ class Suite(ABC):
         """
 
     @abstractmethod
-    def negative(self, x: Secret) -> Secret:
-        """1 where x < 0 and else 0, with no fractional bits."""
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
+        """1 where x < 0 and else 0, with no fractional bits.
+
+        Args:
+            magnitude: |x| < 2^magnitude; a suite may use as few bits as that needs.
+            keep: values are told apart to 2^-keep.
+        """
+
+    def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        """A weight for `matmul`, ring elements that the owner holds (None elsewhere)."""
+        return self.share(value, shape, frac, self.setting.owner)
 
     @abstractmethod
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:
@@ -255,10 +271,19 @@ class SecureMachine(Machine):
         return self.suite.share(rows, (count, vocab), 0, self.setting.client)
 
     def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        ring = self._owned(name, tensor, shape)
+        return self.suite.share(ring, shape, self.setting.frac, self.setting.owner)
+
+    def matrix(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
+        return self.suite.matrix(self._owned(name, tensor, shape), shape, self.setting.frac)
+
+    def _owned(
+        self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]
+    ) -> torch.Tensor | None:
         ring = None if tensor is None else self.encode(tensor)
         if ring is not None and tuple(ring.shape) != shape:
             raise MpcacheError(f"weight {name}: expected {list(shape)}, not {list(ring.shape)}")
-        return self.suite.share(ring, shape, self.setting.frac, self.setting.owner)
+        return ring
 
     def open(self, value: Value, to: str, why: str) -> torch.Tensor | None:
         if to != "client":

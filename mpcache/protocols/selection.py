@@ -52,10 +52,11 @@ class TopK(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, k: int) -> Secret:
         size = x.shape[-1]
-        bits = machine.shift(-at_least(machine, rank(machine, x), float(k)), 1.0)
+        width = size.bit_length() + 1
+        bits = machine.shift(-at_least(machine, rank(machine, x), float(k), magnitude=width), 1.0)
         places = bits.cumsum(-1)
         wanted = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(-1)
-        reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size))
+        reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size), magnitude=width)
         before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)
         return reached - before
 

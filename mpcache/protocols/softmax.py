@@ -10,7 +10,7 @@ from mpcache.protocols.functions import clipped, exponential, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
-HIDDEN = -(2.0**20)
+HIDDEN = -(2.0**13)  # scores stay above it, and differences inside a comparison's range
 
 
 class Softmax(Operation):
@@ -18,7 +18,7 @@ class Softmax(Operation):
 
     On shares:
 
-    1. Hidden places get -2^20; d = x - max(x), clipped to [-16, 0].
+    1. Hidden places get -2^13; d = x - max(x), clipped to [-16, 0].
     2. e = exp(d), hidden places set to 0; r = 1 / sum(e); p = e r.
 
     CrypTen's softmax does not clip, and its exp grows again below about -500. Error in

@@ -1,0 +1,412 @@
+"""The suite `dealer`: two parties, correlated randomness from a dealer that is not online.
+
+Secure against a semi-honest party as long as no two of {party 0, party 1, dealer} collude. Party 0
+owns the weights and works with them in the clear; party 1 never learns them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
+
+import torch
+
+from mpcache.errors import MpcacheError
+from mpcache.protocols.channel import Channel, Spec
+from mpcache.protocols.correlation import (
+    DIGIT,
+    Correlation,
+    MaskedProduct,
+    Pieces,
+    Randomness,
+    Signs,
+    Squared,
+    Triple,
+    Truncated,
+    WeightMask,
+    logical_shift,
+)
+from mpcache.protocols.ledger import Ledger, Prediction
+from mpcache.protocols.operation import Suite
+from mpcache.protocols.secret import Secret
+from mpcache.protocols.setting import Setting
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Messages = Callable[[], list[torch.Tensor]]
+ROOM = 1 << 62  # |x| stays below this before a truncation
+
+
+class OwnedWeight(Secret):
+    """A weight matrix that party 0 holds in the clear.
+
+    `share` is W at party 0, W - B at party 1; `mask` yields B at the dealer.
+    """
+
+    __slots__ = ("mask",)
+
+    def __init__(self, share: torch.Tensor, frac: int, mask: Callable[[], torch.Tensor]) -> None:
+        super().__init__(share, frac)
+        self.mask = mask
+
+
+class DealerSuite(Suite):
+    """What all readings of the suite have in common: each primitive's correlation and messages.
+
+    Subclasses run it (`OnlineDealer`), count it (`CountingDealer`) or deal for it (`Dealing`).
+    Where `hollow`, secrets have no data and only shapes are followed.
+    """
+
+    name: ClassVar[str] = "dealer"
+    hollow: ClassVar[bool]
+    rank: int
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @abstractmethod
+    def draw(self, correlation: Correlation) -> Pieces:
+        """This party's pieces of the next correlation; nothing where hollow."""
+
+    @abstractmethod
+    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+        """Send `messages` to the peer and return its own; nothing where hollow."""
+
+    @abstractmethod
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        """Send `messages` from `source` to its peer, who gets them; nothing elsewhere."""
+
+    def _made(self, shape: Sequence[int], frac: int) -> Secret:
+        return Secret(torch.empty(tuple(shape), dtype=torch.int64, device="meta"), frac)
+
+    def _open(self, kind: str, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Both parties learn the sums of what they hold."""
+        own = list(hidden)
+        got = self.swap(kind, [Spec.of(tensor) for tensor in own], lambda: own)
+        return [mine + theirs for mine, theirs in zip(own, got, strict=True)]
+
+    # --- values in and out ---------------------------------------------------------------------
+
+    def share(
+        self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int, source: int
+    ) -> Secret:
+        """The source's share is the value and the other's zero: nothing is sent or drawn.
+
+        A share that its holder knows in the clear anyway hides nothing from it; the peer's zero
+        says nothing. Every later message masks what it opens.
+        """
+        if self.hollow:
+            return self._made(shape, frac)
+        if self.rank != source:
+            return Secret(torch.zeros(shape, dtype=torch.int64), frac)
+        if value is None:
+            raise MpcacheError(f"party {source} has no value to share")
+        return Secret(value.contiguous(), frac)
+
+    def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        """A weight for products: party 0 sends W - B once, party 1 keeps it."""
+        correlation = WeightMask(shape)
+        pieces = self.draw(correlation)
+        got = self.pass_on("weight", 0, [Spec(shape)], lambda: [_known(value, shape) - pieces["b"]])
+        if self.hollow:
+            return OwnedWeight(self._made(shape, frac).share, frac, lambda: pieces["b"])
+        kept = _known(value, shape) if self.rank == 0 else got[0]
+        return OwnedWeight(kept, frac, _no_mask)
+
+    def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
+        self.opened(why, "everyone" if to is None else "client", x.share.numel())
+        spec = [Spec(tuple(x.shape))]
+        if to is None:
+            got = self.swap("open", spec, lambda: [x.share])
+        else:
+            got = self.pass_on("open", 1 - to, spec, lambda: [x.share])
+        if self.hollow or not got:
+            return None
+        return x.share + got[0]
+
+    @abstractmethod
+    def opened(self, why: str, to: str, values: int) -> None:
+        """Note an opening in the ledger."""
+
+    def shift(self, x: Secret, public: torch.Tensor) -> Secret:
+        if self.hollow:
+            return self._made(torch.broadcast_shapes(x.shape, public.shape), x.frac)
+        share, public = torch.broadcast_tensors(x.share, public)
+        return Secret(share + public if self.rank == 0 else share, x.frac)
+
+    # --- products ------------------------------------------------------------------------------
+
+    def multiply(self, x: Secret, y: Secret) -> Secret:
+        shape = tuple(torch.broadcast_shapes(x.shape, y.shape))
+        return self._beaver("multiply", torch.mul, x, y, shape)
+
+    def matmul(self, x: Secret, y: Secret) -> Secret:
+        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        shape = (*batch, x.shape[-2], y.shape[-1])
+        if isinstance(y, OwnedWeight):
+            return self._owned(x, y, shape)
+        return self._beaver("matmul", torch.matmul, x, y, shape)
+
+    def _beaver(
+        self, kind: str, product: Product, x: Secret, y: Secret, shape: tuple[int, ...]
+    ) -> Secret:
+        """[z] = [c] + d [b] + [a] e + d e, with d = x - a and e = y - b opened."""
+        frac = x.frac + y.frac
+        t = self.draw(Triple(product, tuple(x.shape), tuple(y.shape), shape))
+        if self.hollow:
+            self.swap(kind, [Spec(tuple(x.shape)), Spec(tuple(y.shape))], list)
+            return self._made(shape, frac)
+        d, e = self._open(kind, [x.share - t["a"], y.share - t["b"]])
+        z = t["c"] + product(d, t["b"])
+        z += product(t["a"] + d if self.rank == 0 else t["a"], e)
+        return Secret(z, frac)
+
+    def _owned(self, x: Secret, weight: OwnedWeight, shape: tuple[int, ...]) -> Secret:
+        """One message of activation size, from party 1 to party 0.
+
+        1. Party 1 sends x1 - a.
+        2. Party 0 computes (x0 + x1 - a) W + c0, party 1 a (W - B) + c1, where c0 + c1 = a B.
+        """
+        pieces = self.draw(MaskedProduct(tuple(x.shape), shape, weight.mask, torch.matmul))
+        got = self.pass_on("masked", 1, [Spec(tuple(x.shape))], lambda: [x.share - pieces["a"]])
+        frac = x.frac + weight.frac
+        if self.hollow:
+            return self._made(shape, frac)
+        left = x.share + got[0] if self.rank == 0 else pieces["a"]
+        return Secret(torch.matmul(left, weight.share) + pieces["c"], frac)
+
+    def square(self, x: Secret) -> Secret:
+        """[x^2] = [c] + 2 d [a] + d^2, with d = x - a opened."""
+        pieces = self.draw(Squared(tuple(x.shape)))
+        if self.hollow:
+            self.swap("square", [Spec(tuple(x.shape))], list)
+            return self._made(x.shape, 2 * x.frac)
+        (d,) = self._open("square", [x.share - pieces["a"]])
+        z = pieces["c"] + 2 * d * pieces["a"]
+        return Secret(z + d * d if self.rank == 0 else z, 2 * x.frac)
+
+    def truncate(self, x: Secret, bits: int) -> Secret:
+        """Exact to one unit for |x| < 2^62 ring units, with no chance of more.
+
+        1. Open y = x + 2^62 + r.
+        2. y >> bits, less the shares of r >> bits; where the addition wrapped (r has its top bit
+           and y has not) add 2^(64 - bits); less 2^(62 - bits).
+        """
+        shape, frac = tuple(x.shape), x.frac - bits
+        pieces = self.draw(Truncated(shape, bits))
+        if self.hollow:
+            self.swap("truncate", [Spec(shape)], list)
+            return self._made(shape, frac)
+        hidden = x.share + pieces["r"]
+        (y,) = self._open("truncate", [hidden + ROOM if self.rank == 0 else hidden])
+        z = pieces["top"] * ((1 - logical_shift(y, 63)) << (64 - bits)) - pieces["high"]
+        if self.rank == 0:
+            z += logical_shift(y, bits) - (1 << (62 - bits))
+        return Secret(z, frac)
+
+    # --- comparison ----------------------------------------------------------------------------
+
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
+        """1 where x < 0, for |x| < 2^magnitude, told apart to 2^-keep (exactly where x has no
+        more fractional bits).
+
+        1. Each party drops the bits below 2^-keep of its share and reduces to b bits.
+        2. Open y = x + r on b bits. For each digit, tables dealt for it hold [y_d < r_d] and
+           [y_d == r_d] as bit shares; nodes join three digits in a round each.
+        3. A table of ring shares, read at the last opened bits, gives [x < 0], flipped where y's
+           top bit is set.
+        """
+        drop = max(0, x.frac - keep)
+        bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
+        shape = tuple(x.shape)
+        pieces = self.draw(Signs(shape, bits))
+        return self._signs(x, drop, bits, pieces)
+
+    def _signs(self, x: Secret, drop: int, bits: int, pieces: Pieces) -> Secret:
+        correlation = Signs(tuple(x.shape), bits)
+        cut, shape = correlation.cut, tuple(x.shape)
+        narrow = torch.int32 if bits <= 32 else torch.int64
+        if self.hollow:
+            self.swap("compare", [Spec(shape, narrow)], list)
+            for sizes in cut.levels:
+                joined = sum(size > 1 for size in sizes)
+                self.swap("node", [Spec((joined, *shape), torch.uint8)], list)
+            self.swap("last", [Spec(shape, torch.uint8)], list)
+            return self._made(shape, 0)
+        own = logical_shift(x.share, drop) if drop else x.share
+        (y,) = self._open("compare", [(own + pieces["r"]).to(narrow)])
+        y = y.to(torch.int64) & ((1 << bits) - 1)
+        digits = torch.stack([(y >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
+        digits[-1] &= (1 << (bits - 1 - DIGIT * (cut.digits - 1))) - 1
+        less, equal = (pieces["less"] >> digits) & 1, (pieces["equal"] >> digits) & 1
+        for level, sizes in enumerate(cut.levels):
+            less, equal = self._nodes(level, sizes, less, equal, pieces)
+        inputs = less[0] if cut.last == 1 else less[0] | less[1] << 1 | equal[1] << 2
+        (v,) = self._open_bits("last", inputs ^ pieces["mask"])
+        borrow = pieces["last"].gather(0, v.unsqueeze(0)).squeeze(0)
+        flipped = (y >> (bits - 1)) & 1
+        result = borrow * (1 - 2 * flipped)
+        return Secret(result + flipped if self.rank == 0 else result, 0)
+
+    def _nodes(
+        self,
+        level: int,
+        sizes: Sequence[int],
+        less: torch.Tensor,
+        equal: torch.Tensor,
+        pieces: Pieces,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join groups of digits [digits, ...] of bit shares; groups of one pass through."""
+        packed, at = [], 0
+        for size in sizes:
+            if size > 1:
+                word = torch.zeros_like(less[0])
+                for digit in range(size):
+                    word |= less[at + digit] << (2 * digit) | equal[at + digit] << (2 * digit + 1)
+                packed.append(word)
+            at += size
+        (v,) = self._open_bits("node", torch.stack(packed) ^ pieces[f"mask{level}"])
+        joined_less = (pieces[f"less{level}"] >> v) & 1
+        joined_equal = (pieces[f"equal{level}"] >> v) & 1
+        lesses, equals, at, node = [], [], 0, 0
+        for size in sizes:
+            big = size > 1
+            lesses.append(joined_less[node] if big else less[at])
+            equals.append(joined_equal[node] if big else equal[at])
+            at, node = at + size, node + big
+        return torch.stack(lesses), torch.stack(equals)
+
+    def _open_bits(self, kind: str, own: torch.Tensor) -> list[torch.Tensor]:
+        """Both parties learn the XOR of bit words below 2^8."""
+        small = own.to(torch.uint8)
+        (theirs,) = self.swap(kind, [Spec.of(small)], lambda: [small])
+        return [(small ^ theirs).to(torch.int64)]
+
+
+def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+    if value is None or tuple(value.shape) != shape:
+        raise MpcacheError(f"the owner has no weight of shape {list(shape)}")
+    return value
+
+
+def _no_mask() -> torch.Tensor:
+    raise MpcacheError("only the dealer knows a weight's mask")
+
+
+class Corrections(Protocol):
+    """Where party 1 gets its corrections from, in the order of use."""
+
+    def ring(self, shape: Sequence[int]) -> torch.Tensor:
+        """The next correction, int64 [shape]."""
+        ...
+
+
+class OnlineDealer(DealerSuite):
+    """The run: one party, its seed, and (at party 1) the dealer's corrections."""
+
+    hollow = False
+
+    def __init__(
+        self,
+        setting: Setting,
+        channel: Channel,
+        ledger: Ledger,
+        seed: Randomness,
+        corrections: Corrections | None,
+    ) -> None:
+        super().__init__(setting)
+        self.rank, self.channel, self.ledger = channel.rank, channel, ledger
+        self.seed, self.corrections = seed, corrections
+
+    def draw(self, correlation: Correlation) -> Pieces:
+        pieces = correlation.draw(self.rank, self.seed)
+        if self.corrections is not None:
+            for piece in correlation.pieces:
+                if piece.corrected:
+                    pieces[piece.name] = self.corrections.ring(piece.shape)
+            self.ledger.entry().dealt_bytes += correlation.dealt_bytes
+        return pieces
+
+    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+        peer = 1 - self.rank
+        return self.channel.exchange(kind, {peer: messages()}, {peer: list(specs)})[peer]
+
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        if self.rank == source:
+            self.channel.exchange(kind, {1 - source: messages()}, {})
+            return []
+        return self.channel.exchange(kind, {}, {source: list(specs)})[source]
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        self.ledger.opened(why, to, values)
+
+
+class CountingDealer(DealerSuite):
+    """The cost: counts messages and corrections without data."""
+
+    hollow = True
+
+    def __init__(self, setting: Setting, prediction: Prediction) -> None:
+        super().__init__(setting)
+        self.prediction = prediction
+
+    def draw(self, correlation: Correlation) -> Pieces:
+        self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
+        return {}
+
+    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+        self.prediction.step(kind, {(0, 1): specs, (1, 0): specs})
+        return []
+
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        self.prediction.step(kind, {(source, 1 - source): specs})
+        return []
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        self.prediction.opened(why, to, values)
+
+
+class Dealing(DealerSuite):
+    """The dealer's walk: knows both seeds, emits party 1's corrections in the order of use.
+
+    Args:
+        emit: takes each correction, int64.
+    """
+
+    hollow = True
+
+    def __init__(
+        self,
+        setting: Setting,
+        seeds: tuple[Randomness, Randomness],
+        emit: Callable[[torch.Tensor], None],
+    ) -> None:
+        super().__init__(setting)
+        self.seeds, self.emit = seeds, emit
+        self.dealt_bytes = 0
+
+    def draw(self, correlation: Correlation) -> Pieces:
+        zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
+        fixed = correlation.corrections(zero, one)
+        for piece in correlation.pieces:
+            if piece.corrected:
+                self.emit(fixed[piece.name])
+        self.dealt_bytes += correlation.dealt_bytes
+        return zero if isinstance(correlation, WeightMask) else {}
+
+    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+        return []
+
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        return []
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        return None

@@ -22,6 +22,11 @@ from mpcache.protocols.softmax import attention
 OBSERVED = 0.2  # share of the prompt's last queries that judge importance
 
 
+def share_of(share: float, count: int) -> int:
+    """`share` of `count`, rounded up as decimals are: 0.07 of 100 is 7."""
+    return math.ceil(share * count - 1e-9)
+
+
 @dataclass(frozen=True)
 class Choice:
     """The public shape of one decode step's selection among `tokens` stored ones.
@@ -67,15 +72,15 @@ class MPCache(Policy):
 
     def static_kept(self, prompt_tokens: int) -> int:
         """Tokens kept after prefill."""
-        wanted = max(math.ceil(self.static_keep * prompt_tokens), self.sink + self.recent)
+        wanted = max(share_of(self.static_keep, prompt_tokens), self.sink + self.recent)
         return min(wanted, prompt_tokens)
 
     def choice(self, tokens: int) -> Choice:
         """The selection among `tokens` stored tokens, the newest included."""
         big, small = self.clusters
         coarse, fine = math.ceil(tokens / big), math.ceil(tokens / small)
-        picks = max(math.ceil(self.dynamic_keep * fine), 2) - 2
-        coarse_picks = max(math.ceil(self.coarse_keep * coarse), 2) - 2
+        picks = max(share_of(self.dynamic_keep, fine), 2) - 2
+        coarse_picks = max(share_of(self.coarse_keep, coarse), 2) - 2
         middle = max(coarse - 2, 0)
         coarse_picks = min(coarse_picks, middle)
         candidates = fine - 2 - (middle - coarse_picks) * (big // small)
@@ -118,7 +123,7 @@ class MPCacheCache(Cache):
         mask = causal_mask(tokens)
         context, probabilities = attention(machine, queries, keys, values, mask)
         with machine.scope("evict"):
-            observed = math.ceil(OBSERVED * tokens)
+            observed = share_of(OBSERVED, tokens)
             importance = probabilities[:, :, tokens - observed :].sum(2).sum(1).sum(0)
             keys, values = self._evict(machine, importance, keys, values)
         self.keys[layer], self.values[layer] = keys, values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 import ssl
 import time
@@ -18,7 +19,9 @@ from mpcache.parties.tls import Identity, client_context, explain, server_contex
 
 Address = tuple[str, int]
 _RETRY = 0.05  # seconds between two attempts to connect
-_HANDSHAKE = 10.0  # seconds for one peer, at most
+_HANDSHAKE = 5.0  # seconds for one peer, at most
+_PATIENCE = 2.0  # seconds for the others once a peer that was met has gone
+_HANGUP = getattr(select, "POLLRDHUP", 0)  # with unread data before the end, too
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
@@ -74,6 +77,48 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+class _Meeting:
+    """The peers that were met, and how long the others may still take.
+
+    A peer that was met and has gone did not agree with another one; then nobody need wait long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.socks: dict[int, socket.socket] = {}
+        self.until = time.monotonic() + seconds
+        self._gone: list[int] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds; at least a millisecond, which a socket can have as its timeout."""
+        return max(0.001, self.until - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+    def wait(self, seconds: float, listener: socket.socket | None = None) -> bool:
+        """Whether a connection has come to `listener`; False also when a peer goes."""
+        poll = select.poll()
+        for rank, sock in self.socks.items():
+            if rank not in self._gone:
+                poll.register(sock, _HANGUP)
+        if listener is not None:
+            poll.register(listener, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(seconds * 1e3)}
+        for rank, sock in self.socks.items():
+            if sock.fileno() in ready:
+                self._gone.append(rank)
+                self.until = min(self.until, time.monotonic() + _PATIENCE)
+        return listener is not None and listener.fileno() in ready
+
+    def missed(self, peer: str, why: str) -> PeerError:
+        """The error that ends the meeting when its time is over."""
+        if self._gone:
+            peer, why = peer_name(self._gone[0]), f"it ended before all had met ({peer}: {why})"
+        return PeerError(peer, "connect", why)
+
+
 def meet(endpoint: Endpoint, hello: Hello) -> dict[int, socket.socket]:
     """Connect to all peers and agree with each; returns the sockets by rank.
 
@@ -84,40 +129,40 @@ def meet(endpoint: Endpoint, hello: Hello) -> dict[int, socket.socket]:
     Raises:
         UsageError: the certificate files cannot be used.
         MpcacheError: this party's own address cannot be listened on.
-        PeerError: a peer did not come, showed a wrong certificate, or runs something else.
+        PeerError: a peer did not come, showed a wrong certificate, runs something else, or ended
+            before all had met.
     """
     me, world = endpoint.rank, len(endpoint.addresses)
     server = client = None
     if endpoint.identity is not None:
         server, client = server_context(endpoint.identity), client_context(endpoint.identity)
-    until = time.monotonic() + endpoint.connect_timeout_s
-    socks: dict[int, socket.socket] = {}
+    meeting = _Meeting(endpoint.connect_timeout_s)
     listener = _listen(endpoint.addresses[me]) if me + 1 < world else None
     try:
         for rank in range(me):
-            dialled = _dial(rank, endpoint.addresses[rank], until)
-            socks[rank] = _greeted(dialled, client, hello, [rank], until)[1]
+            dialled = _dial(rank, endpoint.addresses[rank], meeting)
+            meeting.socks[rank] = _greeted(dialled, client, hello, [rank], meeting)[1]
         missing = list(range(me + 1, world))
         while listener is not None and missing:
-            accepted = _accept(listener, missing, until)
+            accepted = _accept(listener, missing, meeting)
             if accepted is not None:
-                rank, greeted = _greeted(accepted, server, hello, missing, until)
-                socks[rank] = greeted
+                rank, greeted = _greeted(accepted, server, hello, missing, meeting)
+                meeting.socks[rank] = greeted
                 missing.remove(rank)
     except BaseException:
-        hang_up(list(socks.values()))
+        hang_up(list(meeting.socks.values()))
         raise
     finally:
         if listener is not None:
             listener.close()
-    return socks
+    return meeting.socks
 
 
-def _dial(rank: int, address: Address, until: float) -> socket.socket:
+def _dial(rank: int, address: Address, meeting: _Meeting) -> socket.socket:
     last: Exception | None = None
-    while (left := until - time.monotonic()) > 0:
+    while not meeting.over:
         try:
-            sock = socket.create_connection(address, timeout=left)
+            sock = socket.create_connection(address, timeout=meeting.left)
         except (OSError, OverflowError) as error:
             last = error
         else:
@@ -125,20 +170,25 @@ def _dial(rank: int, address: Address, until: float) -> socket.socket:
             if sock.getsockname() != sock.getpeername():
                 return sock
             sock.close()
-        time.sleep(min(_RETRY, max(0.0, until - time.monotonic())))
-    why = f"no connection to {_spelled(address)}"
-    raise PeerError(peer_name(rank), "connect", f"{why}: {getattr(last, 'strerror', None) or last}")
+        meeting.wait(min(_RETRY, meeting.left))
+    why = f"no connection to {_spelled(address)}: {getattr(last, 'strerror', None) or last}"
+    raise meeting.missed(peer_name(rank), why)
 
 
-def _accept(listener: socket.socket, missing: Sequence[int], until: float) -> socket.socket | None:
+def _accept(
+    listener: socket.socket, missing: Sequence[int], meeting: _Meeting
+) -> socket.socket | None:
     """The next connection; None if it says nothing, as port scanners do."""
+    while not meeting.wait(meeting.left, listener):
+        if meeting.over:
+            where = _spelled(listener.getsockname()[:2])
+            raise meeting.missed(any_of(missing), f"did not connect to {where}")
     try:
-        listener.settimeout(max(0.001, until - time.monotonic()))
+        listener.settimeout(_RETRY)  # the connection may be gone again
         sock, _ = listener.accept()
     except TimeoutError:
-        where = _spelled(listener.getsockname()[:2])
-        raise PeerError(any_of(missing), "connect", f"did not connect to {where}") from None
-    sock.settimeout(max(0.001, min(_HANDSHAKE, until - time.monotonic())))
+        return None
+    sock.settimeout(min(_HANDSHAKE, meeting.left))
     with contextlib.suppress(OSError):
         if sock.recv(1, socket.MSG_PEEK):
             return sock
@@ -151,13 +201,13 @@ def _greeted(
     context: ssl.SSLContext | None,
     hello: Hello,
     expected: Sequence[int],
-    until: float,
+    meeting: _Meeting,
 ) -> tuple[int, socket.socket]:
     """TLS, if there is a context, then the greeting; the peer's rank and the socket to use."""
     server = hello.rank < expected[0]
     try:
         _tune(sock)
-        sock.settimeout(max(0.001, min(_HANDSHAKE, until - time.monotonic())))
+        sock.settimeout(min(_HANDSHAKE, meeting.left))
         if context is not None:
             # The handshake is a call of its own: a failed one leaves the socket open, so that
             # `hang_up` can make sure that the peer reads the alert.

@@ -1,0 +1,137 @@
+"""`mpcache launch` on a tiny model, to the end: the report, the text, and where the prompt goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mpcache import config, launching
+from mpcache.errors import MpcacheError
+
+from .conftest import CANARY, PROMPT, Start
+from .processes import Running, alive, told_to, wait_for
+
+FIELDS = {
+    "": "version id config machine parties protocol network model prompt_tokens new_tokens text"
+    " token_ids cache plaintext agreement secure predicted checks openings warnings",
+    "network": "emulated rtt_ms mbps",
+    "model": "name family weights origin layers hidden heads kv_heads parameters",
+    "cache": "policy static_kept clusters dynamic_kept",
+    "plaintext": "token_ids prefill_seconds decode_seconds_per_token",
+    "agreement": "equal_tokens total_tokens max_logit_error mean_logit_error near_ties",
+    "secure": "setup prefill decode",
+    "secure.setup": "seconds rounds sent_bytes dealt_bytes by_scope",
+    "secure.prefill": "seconds rounds sent_bytes dealt_bytes by_scope",
+    "secure.decode": "seconds rounds sent_bytes dealt_bytes by_scope per_token",
+    "predicted": "prefill decode",
+    "predicted.decode": "rounds sent_bytes dealt_bytes",
+    "checks": "sent_equals_received rounds_agree measured_equals_predicted kept_equals_budget",
+}
+
+
+def section(report: dict[str, Any], path: str) -> Any:
+    for name in filter(None, path.split(".")):
+        report = report[name]
+    return report
+
+
+def files_with(text: str, *folders: Path) -> list[Path]:
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert paths
+    return [path for path in paths if text.encode() in path.read_bytes()]
+
+
+def run_watched(running: Running, scratch: Path, parties: int) -> None:
+    """Look, while the parties run, for the prompt where others on the host could read it."""
+    running.until("prefill ...")
+    assert wait_for(lambda: len(running.parties()) == parties, 2.0)
+    for pid in (running.pid, *running.seen.values()):
+        assert b"mpcache" in told_to(pid)
+        assert CANARY.encode() not in told_to(pid)
+    assert files_with("addresses", scratch)
+    assert files_with(CANARY, scratch) == []
+    assert running.end() == 0, running.err
+    assert not any(alive(pid) for pid in running.seen.values())
+    assert not any(path.is_file() for path in scratch.rglob("*"))  # no keys stay behind
+
+
+def test_two_parties_to_the_end(
+    start: Start, tiny: Path, tmp_path: Path, scratch: Path, prompt_file: Path
+) -> None:
+    arguments = ("--parties", 2, "--model", tiny, "--prompt-file", prompt_file, "--verify")
+    running = start("launch", *map(str, arguments), "--max-new-tokens", "4", "--report", "run")
+    run_watched(running, scratch, 2)
+    assert CANARY not in running.out + running.err
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "report.json", "report.md"}
+    assert files_with(CANARY, folder) == []
+    assert "prompt" not in (folder / "config.yaml").read_text()
+    assert config.load(folder / "config.yaml").model == str(tiny)
+    report = json.loads((folder / "report.json").read_text())
+    for path, names in FIELDS.items():
+        assert set(section(report, path)) == set(names.split()), path
+    assert all(report["checks"].values())
+    assert report["model"]["weights"] == "pretrained"
+    assert report["token_ids"] == report["plaintext"]["token_ids"]
+    assert report["new_tokens"] == report["agreement"]["equal_tokens"] == 4
+    assert report["text"].isalpha()
+    assert f"text: {report['text']}\n" in running.out
+    assert report["text"] in (folder / "report.md").read_text()
+    assert 0 < report["agreement"]["max_logit_error"] < 0.1
+    for phase in ("prefill", "decode"):
+        for name in ("rounds", "sent_bytes", "dealt_bytes"):
+            assert report["secure"][phase][name] == report["predicted"][phase][name]
+    assert {item["why"] for item in report["openings"]} == {"next token", "verify: logits"}
+    assert all(item["to"] == "client" for item in report["openings"])
+
+
+def test_three_parties_with_synthetic_weights(
+    start: Start, tiny: Path, tmp_path: Path, scratch: Path, prompt_file: Path
+) -> None:
+    arguments = ("--model", tiny, "--prompt-file", prompt_file, "--weights", "synthetic")
+    running = start("launch", "--parties", "3", *map(str, arguments), "--max-new-tokens", "2")
+    run_watched(running, scratch, 3)
+    assert CANARY not in running.out + running.err
+    assert "text (MEANINGLESS: synthetic weights): " in running.out
+    assert "warning: synthetic weights: the text is meaningless" in running.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert files_with(CANARY, folder) == []
+    report = json.loads((folder / "report.json").read_text())
+    assert all(report["checks"].values())
+    assert report["parties"] == 3
+    assert report["model"]["weights"] == "synthetic"
+    assert "meaningless" in report["warnings"][0]
+    assert report["agreement"]["max_logit_error"] is None
+    assert {item["why"] for item in report["openings"]} == {"next token"}
+    assert "Answer (meaningless: synthetic weights)" in (folder / "report.md").read_text()
+
+
+def test_a_failing_check_is_no_result(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prediction of party 1 is off by one byte; the parties themselves are real."""
+    honest = launching.PredictedParty.of
+
+    def off_by_one(ledger: Any) -> Any:
+        said = honest(ledger)
+        scope = "prefill/next-token"
+        entry = {**said.scopes[scope]}
+        entry["sent_bytes"] += ledger.rank
+        return dataclasses.replace(said, scopes={**said.scopes, scope: entry})
+
+    monkeypatch.setattr(launching.PredictedParty, "of", staticmethod(off_by_one))
+    values = {"model": str(tiny), "max_new_tokens": 1, "prompt": PROMPT}
+    settings = config.load(None, {**values, "report": str(tmp_path / "run")})
+    with pytest.raises(MpcacheError, match=r"measured_equals_predicted.*party 1, prefill/next"):
+        launching.launch(settings, Console(highlight=False))
+    checks = json.loads((tmp_path / "run" / "report.json").read_text())["checks"]
+    assert [name for name, passed in checks.items() if not passed] == ["measured_equals_predicted"]
+    assert not (tmp_path / "run" / "report.md").exists()
+    shown = capsys.readouterr().out
+    assert "secret-shared" not in shown
+    assert "report:" not in shown

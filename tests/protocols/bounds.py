@@ -120,15 +120,21 @@ def norm(
 
 
 def attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cut: float
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cut: float,
+    visible: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scores off by D move a probability by 2 D of itself; then the softmax's own error.
 
-    Shapes as in `softmax.attention`; no mask.
+    Shapes as in `softmax.attention`.
     """
     factor = queries.shape[-1] ** -0.5
     scores = torch.einsum("hgqd,hkd->hgqk", queries * factor, keys)
     off = torch.einsum("hgqd,hkd->hgqk", scale(queries, factor, cut), keys.abs()) + cut
-    probabilities = torch.softmax(scores, -1)
-    moved = 2 * off.amax(-1, keepdim=True) * probabilities + softmax(scores, cut)
+    shown = torch.ones_like(scores) if visible is None else visible.expand(scores.shape)
+    probabilities = torch.softmax(scores.masked_fill(shown == 0, -math.inf), -1)
+    moved = 2 * off.amax(-1, keepdim=True) * probabilities
+    moved = moved + softmax(scores, cut, visible=shown)
     return SECOND_ORDER * torch.einsum("hgqk,hkd->hgqd", moved, values.abs()) + cut

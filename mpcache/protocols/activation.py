@@ -6,7 +6,7 @@ import torch
 
 from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.comparison import negative
-from mpcache.protocols.functions import clipped, exponential, reciprocal
+from mpcache.protocols.functions import decay, logistic
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
@@ -21,6 +21,9 @@ class Relu(Operation):
 
     def run(self, machine: SecureMachine, x: Secret) -> Secret:
         return x - multiply(machine, x, negative(machine, x))
+
+
+MAGNITUDE = 10  # gates stay below 2^10
 
 
 class Silu(Operation):
@@ -38,10 +41,10 @@ class Silu(Operation):
         return torch.nn.functional.silu(x)
 
     def run(self, machine: SecureMachine, x: Secret) -> Secret:
-        below = negative(machine, x)
+        below = negative(machine, x, magnitude=MAGNITUDE, keep=8)
         depth = multiply(machine, x, below).times(2) - x
-        e = exponential(machine, clipped(machine, depth, -machine.setting.clip))
-        r = reciprocal(machine, machine.shift(e, 1.0), 2.0)
+        e = decay(machine, depth, magnitude=MAGNITUDE)
+        r = logistic(machine, e)
         flip = multiply(machine, machine.shift(-r.times(2), 1.0), below)
         return multiply(machine, x, r + flip)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
+
+FEW_COMPARED = 1 << 13  # elements up to which all pairs of a group are worth their rounds
+GROUP = 10
 
 
 class Negative(Operation):
@@ -37,7 +42,9 @@ def choose(machine: Machine, bit: Value, x: Value, y: Value) -> Value:
 
 
 class Maximum(Operation):
-    """Maximum over dimension `dim`, which is kept with size 1. Exact.
+    """Maximum over dimension `dim`, which is kept with size 1.
+
+    Exact, but to 2^-keep a level where `keep` is told: see `Suite.negative`.
 
     1. Split the dimension in halves; an odd last element waits.
     2. Keep the greater of each pair; repeat until one is left: ceil(log2 n) comparisons deep.
@@ -45,16 +52,42 @@ class Maximum(Operation):
 
     name = "maximum"
 
-    def plain(self, machine: PlainMachine, x: Value, dim: int) -> Value:
+    def plain(self, machine: PlainMachine, x: Value, dim: int, **bits: int) -> Value:
         return x.amax(dim, keepdim=True)
 
-    def run(self, machine: SecureMachine, x: Secret, dim: int) -> Secret:
+    def run(self, machine: SecureMachine, x: Secret, dim: int, **bits: int) -> Secret:
         x = x.transpose(dim, -1)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
             left, right, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-            greater = choose(machine, at_least(machine, left, right), left, right)
+            greater = choose(machine, at_least(machine, left, right, **bits), left, right)
             x = machine.cat([greater, rest], -1) if rest.shape[-1] else greater
+        return x.transpose(dim, -1)
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, dim: int, **bits: int) -> Secret:
+        """Where the elements are few: groups of about the square root, all pairs in each.
+
+        1. Compare all pairs of a group; an element that loses none is its maximum.
+        2. That bit selects it. Then the same among the groups' maxima.
+        """
+        if x.share.numel() > FEW_COMPARED or x.shape[dim] <= 4:
+            return self.run(machine, x, dim, **bits)
+        x = x.transpose(dim, -1)
+        while x.shape[-1] > 1:
+            size = x.shape[-1]
+            group = size if size <= GROUP else min(GROUP, math.isqrt(size - 1) + 1)
+            short = -size % group
+            if short:  # repeat some: of equal elements the first wins
+                x = machine.cat([x, x[..., :short]], -1)
+            x = x.reshape(*x.shape[:-1], x.shape[-1] // group, group)
+            first, second = torch.triu_indices(group, group, 1)
+            wins = at_least(machine, x.take(first), x.take(second), **bits)
+            losses = machine.shift(
+                wins.pour(second, group) - wins.pour(first, group),
+                torch.arange(group - 1, -1, -1, dtype=torch.float64),
+            )
+            best = negative(machine, machine.shift(losses, -1.0), magnitude=group.bit_length())
+            x = multiply(machine, x, best).sum(-1)
         return x.transpose(dim, -1)
 
 

@@ -9,6 +9,7 @@ party 1 receives only what cannot be random.
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -180,7 +181,7 @@ NODE = 3  # digits that one node joins: 6 bits, again one word
 
 @dataclass(frozen=True)
 class Layout:
-    """How a comparison of `bits` bits is cut into digits and nodes.
+    """How a borrow over `bits` bits is cut into digits and nodes.
 
     `levels` are the groups of each level of nodes, as numbers of joined inputs; a group of one
     passes through. At most two inputs reach the last table.
@@ -194,15 +195,11 @@ class Layout:
     def last(self) -> int:
         return len(self.levels[-1]) if self.levels else self.digits
 
-    @property
-    def rounds(self) -> int:
-        return 2 + len(self.levels)
-
 
 @functools.cache
 def layout(bits: int) -> Layout:
-    """The cut for a comparison on `bits` bits, sign included."""
-    digits = max(1, -(-(bits - 1) // DIGIT))
+    """The cut for a borrow over `bits` bits."""
+    digits = max(1, -(-bits // DIGIT))
     levels, left = [], digits
     while left > 2:
         groups = -(-left // NODE)
@@ -212,18 +209,18 @@ def layout(bits: int) -> Layout:
     return Layout(bits, digits, tuple(levels))
 
 
-class Signs(Correlation):
-    """Everything for one batch of sign tests on `bits` bits.
+class Borrow(Correlation):
+    """A value that depends on r and on the borrow [y < r] over the low `cut.bits` bits.
 
-    * r, uniform on `bits` bits, hides x.
+    * r, uniform on `bits` bits, hides x; y = x + r is opened.
     * For each digit of r a word whose bit v is [v < digit] and one whose bit v is [v == digit].
     * For each node a mask of its input bits and two words: the joined (less, equal) for every
       masked input.
-    * A mask and a table of ring elements for the last step: [x < 0] when the top bit of y is 0.
+    * A mask and a table of ring elements for the last step: `payload` for every masked input.
     """
 
-    def __init__(self, shape: Shape, bits: int) -> None:
-        self.cut = layout(bits)
+    def __init__(self, shape: Shape, bits: int, low: int) -> None:
+        self.cut = layout(low)
         pieces = [Piece("r", shape, bits=bits)]
         for name in ("less", "equal"):
             pieces.append(Piece(name, (self.cut.digits, *shape), corrected=True, exclusive=True))
@@ -237,9 +234,13 @@ class Signs(Correlation):
         pieces.append(Piece("last", (1 << inputs, *shape), corrected=True))
         self.pieces = tuple(pieces)
 
+    @abstractmethod
+    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ring elements without and with a borrow, for each r."""
+
     def complete(self, whole: Pieces) -> Pieces:
         cut, r = self.cut, whole["r"]
-        low = r & ((1 << (cut.bits - 1)) - 1)
+        low = r & ((1 << cut.bits) - 1)
         digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
         one = torch.ones_like(digits)
         wanted = {"less": (one << digits) - 1, "equal": one << digits}
@@ -251,13 +252,61 @@ class Signs(Correlation):
                 words = [
                     _node_words(size, name)[mask] for size, mask in zip(big, masks, strict=True)
                 ]
-                wanted[f"{name}{level}"] = torch.stack(words) if words else masks
+                wanted[f"{name}{level}"] = torch.stack(words)
         inputs = 2 * cut.last - 1
-        top = (r >> (cut.bits - 1)) & 1
+        without, borrowed = self.payload(r)
         index = torch.arange(1 << inputs).reshape(-1, *([1] * r.ndim))
         borrow = _last_table(cut.last)[index ^ whole["mask"]]
-        wanted["last"] = top ^ borrow
+        wanted["last"] = without + borrow * (borrowed - without)
         return wanted
+
+
+class Signs(Borrow):
+    """For sign tests on `bits` bits: the payload is [x < 0] when the top bit of y is 0."""
+
+    def __init__(self, shape: Shape, bits: int) -> None:
+        super().__init__(shape, bits, bits - 1)
+
+    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        top = (r >> self.cut.bits) & 1
+        return top, 1 - top
+
+
+class Exponents(Borrow):
+    """For exp(u) with u unsigned on `bits` bits, `frac` of them fractional.
+
+    The payload is exp(-r), and exp(-r) times the exp of the whole range where y wrapped, with
+    `precision` fractional bits.
+    """
+
+    def __init__(self, shape: Shape, bits: int, frac: int, precision: int) -> None:
+        super().__init__(shape, bits, bits)
+        self.frac, self.precision = frac, precision
+
+    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        small = torch.exp(-r.to(torch.float64) / 2.0**self.frac)
+        window = math.exp(2.0 ** (self.cut.bits - self.frac))
+        scale = 2.0**self.precision
+        return torch.round(small * scale).to(torch.int64), torch.round(small * (window * scale)).to(
+            torch.int64
+        )
+
+
+class Lookup(Correlation):
+    """r on `bits` bits, and public tables [tables, 2^bits] turned by it.
+
+    The corrected table holds, for every opened y = x + r, the tables' entries at x.
+    """
+
+    def __init__(self, shape: Shape, bits: int, tables: torch.Tensor) -> None:
+        self.bits, self.tables = bits, tables
+        turned = (1 << bits, tables.shape[0], *shape)
+        self.pieces = (Piece("r", shape, bits=bits), Piece("turned", turned, corrected=True))
+
+    def complete(self, whole: Pieces) -> Pieces:
+        r, size = whole["r"], 1 << self.bits
+        y = torch.arange(size).reshape(-1, *([1] * r.ndim))
+        return {"turned": self.tables[:, (y - r) & (size - 1)].transpose(0, 1)}
 
 
 @functools.cache

@@ -16,7 +16,10 @@ from mpcache.errors import MpcacheError
 from mpcache.protocols.channel import Channel, Spec
 from mpcache.protocols.correlation import (
     DIGIT,
+    Borrow,
     Correlation,
+    Exponents,
+    Lookup,
     MaskedProduct,
     Pieces,
     Randomness,
@@ -35,6 +38,8 @@ from mpcache.protocols.setting import Setting
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Messages = Callable[[], list[torch.Tensor]]
 ROOM = 1 << 62  # |x| stays below this before a truncation
+EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
+EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
 
 
 class OwnedWeight(Secret):
@@ -220,35 +225,77 @@ class DealerSuite(Suite):
         """
         drop = max(0, x.frac - keep)
         bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
-        shape = tuple(x.shape)
-        pieces = self.draw(Signs(shape, bits))
-        return self._signs(x, drop, bits, pieces)
+        made = self._borrow(x, drop, bits, Signs(tuple(x.shape), bits))
+        if made is None:
+            return self._made(x.shape, 0)
+        value, y = made
+        flipped = (y >> (bits - 1)) & 1
+        result = value * (1 - 2 * flipped)
+        return Secret(result + flipped if self.rank == 0 else result, 0)
 
-    def _signs(self, x: Secret, drop: int, bits: int, pieces: Pieces) -> Secret:
-        correlation = Signs(tuple(x.shape), bits)
-        cut, shape = correlation.cut, tuple(x.shape)
-        narrow = torch.int32 if bits <= 32 else torch.int64
+    def exp(self, x: Secret) -> Secret:
+        """exp(x) for x in [-15, 1), without a product of secrets; anything else is undefined.
+
+        1. u = x + 15 on 18 bits, 14 of them fractional; open y = u + r.
+        2. exp(x) = exp(y - 15) exp(-r), times exp(16) where y wrapped: the dealt payload holds
+           the last two factors for both cases, and the borrow [y < r] chooses.
+
+        20 fractional bits in the payload and 40 in the public factor keep every case within
+        2^-17. The result has 60 fractional bits.
+        """
+        drop, bits = max(0, x.frac - EXP_FRAC), EXP_FRAC + EXP_WINDOW
+        moved = self.shift(x, torch.tensor(15 << x.frac))
+        correlation = Exponents(tuple(x.shape), bits, EXP_FRAC, EXP_PAYLOAD)
+        made = self._borrow(moved, drop, bits, correlation)
+        if made is None:
+            return self._made(x.shape, EXP_PAYLOAD + EXP_FACTOR)
+        value, y = made
+        factor = torch.exp(y.to(torch.float64) / 2.0**EXP_FRAC - 15)
+        factor = torch.round(factor * 2.0**EXP_FACTOR).to(torch.int64)
+        return Secret(value * factor, EXP_PAYLOAD + EXP_FACTOR)
+
+    def lookup(self, x: Secret, keep: int, bits: int, tables: torch.Tensor) -> list[Secret]:
+        """Public tables [tables, 2^bits] at floor(x 2^keep) mod 2^bits, one opening for all.
+
+        The index may come out one too low. Entries are ring elements with `setting.frac` bits.
+        """
+        drop = x.frac - keep
+        pieces = self.draw(Lookup(tuple(x.shape), bits, tables))
+        frac = self.setting.frac
+        if self.hollow:
+            self.swap("lookup", [Spec(tuple(x.shape), _narrow(bits))], list)
+            return [self._made(x.shape, frac) for _ in tables]
+        own = logical_shift(x.share, drop) if drop else x.share
+        (y,) = self._open("lookup", [(own + pieces["r"]).to(_narrow(bits))])
+        y = y.to(torch.int64) & ((1 << bits) - 1)
+        index = y.expand(1, len(tables), *y.shape)
+        found = pieces["turned"].gather(0, index).squeeze(0)
+        return [Secret(row, frac) for row in found]
+
+    def _borrow(
+        self, x: Secret, drop: int, bits: int, correlation: Borrow
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The payload's share, and the opened y on `bits` bits; None where hollow."""
+        pieces = self.draw(correlation)
+        cut, shape, narrow = correlation.cut, tuple(x.shape), _narrow(bits)
         if self.hollow:
             self.swap("compare", [Spec(shape, narrow)], list)
             for sizes in cut.levels:
                 joined = sum(size > 1 for size in sizes)
                 self.swap("node", [Spec((joined, *shape), torch.uint8)], list)
             self.swap("last", [Spec(shape, torch.uint8)], list)
-            return self._made(shape, 0)
+            return None
         own = logical_shift(x.share, drop) if drop else x.share
         (y,) = self._open("compare", [(own + pieces["r"]).to(narrow)])
         y = y.to(torch.int64) & ((1 << bits) - 1)
-        digits = torch.stack([(y >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
-        digits[-1] &= (1 << (bits - 1 - DIGIT * (cut.digits - 1))) - 1
+        low = y & ((1 << cut.bits) - 1)
+        digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
         less, equal = (pieces["less"] >> digits) & 1, (pieces["equal"] >> digits) & 1
         for level, sizes in enumerate(cut.levels):
             less, equal = self._nodes(level, sizes, less, equal, pieces)
         inputs = less[0] if cut.last == 1 else less[0] | less[1] << 1 | equal[1] << 2
         (v,) = self._open_bits("last", inputs ^ pieces["mask"])
-        borrow = pieces["last"].gather(0, v.unsqueeze(0)).squeeze(0)
-        flipped = (y >> (bits - 1)) & 1
-        result = borrow * (1 - 2 * flipped)
-        return Secret(result + flipped if self.rank == 0 else result, 0)
+        return pieces["last"].gather(0, v.unsqueeze(0)).squeeze(0), y
 
     def _nodes(
         self,
@@ -283,6 +330,11 @@ class DealerSuite(Suite):
         small = own.to(torch.uint8)
         (theirs,) = self.swap(kind, [Spec.of(small)], lambda: [small])
         return [(small ^ theirs).to(torch.int64)]
+
+
+def _narrow(bits: int) -> torch.dtype:
+    """The smallest integers that hold `bits` bits on the wire."""
+    return torch.int16 if bits <= 16 else torch.int32 if bits <= 32 else torch.int64
 
 
 def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.comparison import at_least
+from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
+from mpcache.protocols.splines import FEW, spline
 
 EXP_SQUARINGS = 5
 NEWTON_STEPS = 3
@@ -115,6 +118,19 @@ class Reciprocal(Operation):
             y = multiply(machine, y, machine.shift(-multiply(machine, x, y), 2.0))
         return multiply(machine, y, factor) if wide else y
 
+    def run_dealer(self, machine: SecureMachine, x: Secret, upper: float) -> Secret:
+        """For few elements a spline on [1, 2) takes the place of the Newton steps."""
+        if x.share.numel() > FEW:
+            return self.run(machine, x, upper)
+        if upper <= 2:
+            return spline(machine, x, torch.reciprocal, 1.0, 2.0, keep=6, bits=8)
+        steps = torch.arange(math.ceil(math.log2(upper)) + 1, dtype=torch.float64)
+        (factor,) = stairs(
+            machine, x, torch.exp2(steps[1:]), torch.exp2(-steps), magnitude=len(steps) + 1, keep=8
+        )
+        y = spline(machine, multiply(machine, x, factor), torch.reciprocal, 1.0, 2.0, 6, 8)
+        return multiply(machine, y, factor)
+
 
 class InverseSqrt(Operation):
     """1/sqrt(x) for x in [1, 4): a line and three Newton steps y <- y(3 - xy^2)/2.
@@ -136,6 +152,63 @@ class InverseSqrt(Operation):
             y = machine.settle(y)
         return y
 
+    def run_dealer(self, machine: SecureMachine, x: Secret) -> Secret:
+        return spline(machine, x, torch.rsqrt, 1.0, 4.0, keep=5, bits=7)
+
+
+class Decay(Operation):
+    """exp(x) for x <= 0, however far: what is below -clip counts as -clip or as 0.
+
+    With a dealer x may also be positive, up to 0.9. Args: `magnitude`: |x| < 2^magnitude.
+    """
+
+    name = "decay"
+
+    def plain(self, machine: PlainMachine, x: Value, magnitude: int = 15) -> Value:
+        return torch.exp(x)
+
+    def run(self, machine: SecureMachine, x: Secret, magnitude: int = 15) -> Secret:
+        return exponential(machine, clipped(machine, x, -machine.setting.clip))
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, magnitude: int = 15) -> Secret:
+        """exp in its window, times [x >= -13], which is told to a unit: e^-12 is below 2^-17."""
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        near = at_least(machine, x, -13.0, magnitude=magnitude, keep=0)
+        return multiply(machine, machine.settle(suite.exp(x)), near)
+
+
+class Logistic(Operation):
+    """1 / (1 + e) for e in [0, 1], and a little beyond."""
+
+    name = "logistic"
+
+    def plain(self, machine: PlainMachine, e: Value) -> Value:
+        return 1 / (1 + e)
+
+    def run(self, machine: SecureMachine, e: Secret) -> Secret:
+        return reciprocal(machine, machine.shift(e, 1.0), 2.0)
+
+    def run_dealer(self, machine: SecureMachine, e: Secret) -> Secret:
+        """A polynomial of degree 7, within 2^-17 on [0, 1]: its powers take three products."""
+        e2 = machine.settle(machine.suite.square(e))
+        e34 = multiply(machine, e2.unsqueeze(0), machine.stack([e, e2]))
+        low = machine.cat([machine.stack([e, e2]), e34[:1]], 0)
+        powers = machine.cat([low, e34[1:], multiply(machine, e34[1:], low)], 0)
+        coefficients = machine.encode(logistic_coefficients())
+        shape = (-1, *([1] * e.ndim))
+        total = powers.times(coefficients[1:].reshape(shape), machine.setting.frac).sum(0)
+        return machine.shift(machine.settle(total), float(logistic_coefficients()[0]))
+
+
+@functools.cache
+def logistic_coefficients() -> torch.Tensor:
+    """Powers' coefficients of the degree-7 Chebyshev fit of 1 / (1 + e) on [0, 1.03]."""
+    count = 8
+    nodes = torch.cos((2 * torch.arange(count, dtype=torch.float64) + 1) * torch.pi / (2 * count))
+    x = 0.515 * (1 + nodes)
+    return torch.linalg.solve(torch.linalg.vander(x, N=count), 1 / (1 + x))
+
 
 def clipped(machine: Machine, x: Value, low: float) -> Value:
     """x, but `low` where x < low."""
@@ -147,3 +220,5 @@ exponential = Exponential()
 stairs = Stairs()
 reciprocal = Reciprocal()
 inverse_sqrt = InverseSqrt()
+decay = Decay()
+logistic = Logistic()

@@ -6,11 +6,14 @@ import torch
 
 from mpcache.protocols.arithmetic import matmul, multiply, scale
 from mpcache.protocols.comparison import maximum
-from mpcache.protocols.functions import clipped, exponential, reciprocal
+from mpcache.protocols.functions import decay, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
-HIDDEN = -(2.0**13)  # scores stay above it, and differences inside a comparison's range
+HIDDEN = -(2.0**10)  # scores stay above it, and differences inside a comparison's range
+
+
+MAGNITUDE = 12  # differences of scores stay below 2^12
 
 
 class Softmax(Operation):
@@ -18,7 +21,7 @@ class Softmax(Operation):
 
     On shares:
 
-    1. Hidden places get -2^13; d = x - max(x), clipped to [-16, 0].
+    1. Hidden places get -2^10; d = x - max(x), clipped to [-16, 0].
     2. e = exp(d), hidden places set to 0; r = 1 / sum(e); p = e r.
 
     CrypTen's softmax does not clip, and its exp grows again below about -500. Error in
@@ -36,8 +39,8 @@ class Softmax(Operation):
         if visible is not None:
             visible = visible.to(x.share.device, torch.int64)
             x = machine.shift(x.times(visible), HIDDEN * (1 - visible))
-        d = clipped(machine, x - maximum(machine, x, x.ndim - 1), -machine.setting.clip)
-        e = exponential(machine, d)
+        top = maximum(machine, x, x.ndim - 1, magnitude=MAGNITUDE, keep=4)
+        e = decay(machine, x - top, magnitude=MAGNITUDE)
         if visible is not None:
             e = e.times(visible)
         r = reciprocal(machine, e.sum(-1, keepdim=True), float(x.shape[-1]))

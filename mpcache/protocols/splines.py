@@ -1,0 +1,53 @@
+"""Smooth functions on a bounded range: a quadratic for each segment, from one table look-up."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.operation import SecureMachine
+from mpcache.protocols.secret import Secret, stack
+
+FEW = 1 << 13  # elements up to which tables of some kilobytes each are worth their rounds
+
+
+@functools.cache
+def quadratics(
+    function: Callable[[torch.Tensor], torch.Tensor], low: float, high: float, keep: int, bits: int
+) -> torch.Tensor:
+    """Coefficients [3, 2^bits] of a + b x + c x^2 for the segment of each index.
+
+    Index i stands for x in [i, i + 1) / 2^keep, and for a little above, since an index may come
+    out one too low. Indices outside [low, high) get the nearest segment inside.
+    """
+    index = torch.arange(1 << bits, dtype=torch.float64).clamp(low * 2**keep, high * 2**keep - 1)
+    nodes = torch.cos((2 * torch.arange(3, dtype=torch.float64) + 1) * torch.pi / 6)
+    x = (index.unsqueeze(-1) + 0.75 * (1 + nodes)) / 2**keep
+    vandermonde = torch.stack([torch.ones_like(x), x, x * x], -1)
+    return torch.linalg.solve(vandermonde, function(x)).t().contiguous()
+
+
+def spline(
+    machine: SecureMachine,
+    x: Secret,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    low: float,
+    high: float,
+    keep: int,
+    bits: int,
+) -> Secret:
+    """function(x) for x in [low, high): one look-up, one square, two products at once.
+
+    Args:
+        keep: 2^keep segments a unit. bits: high 2^keep is at most 2^bits.
+    """
+    suite = machine.suite
+    assert isinstance(suite, DealerSuite)
+    tables = machine.encode(quadratics(function, low, high, keep, bits))
+    a, b, c = suite.lookup(x, keep, bits, tables)
+    square = machine.settle(suite.square(x))
+    both = suite.multiply(stack([b, c]), stack([x, square]))
+    return a + machine.settle(both.sum(0))

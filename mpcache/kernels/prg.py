@@ -1,0 +1,132 @@
+"""Ring elements from a 16-byte seed: AES-128 in counter mode (NIST SP 800-38A, section 6.5).
+
+Two holders of a seed who make the same calls get the same elements. The counter block that a
+stream begins with is its number (8 bytes, big-endian) and 8 zero bytes, so streams of one seed
+that have different numbers never meet. Words are little-endian.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from mpcache.errors import UsageError
+
+SEED_BYTES = 16
+_CHUNK = 1 << 18  # bytes; enciphered and masked while they are in the second-level cache
+_SLACK = 15  # older releases of cryptography want this much room behind what they write
+_ZEROS = memoryview(bytes(_CHUNK))
+_STORAGE = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+_WIDTH = {dtype: width for width, dtype in _STORAGE.items()} | {torch.int8: 8}
+
+
+def storage(bits: int) -> torch.dtype:
+    """The narrowest dtype that holds elements of `bits` bits: uint8, int16, int32 or int64.
+
+    Raises:
+        UsageError: unless 1 <= bits <= 64.
+    """
+    if not 1 <= bits <= 64:
+        raise UsageError(f"Ring elements of {bits} bits were asked for; expected 1 to 64.")
+    return next(dtype for width, dtype in _STORAGE.items() if bits <= width)
+
+
+class Stream:
+    """Consecutive pieces of the keystream of one seed; not for use by two threads at once.
+
+    Args:
+        seed: 16 secret bytes.
+        number: which of the 2^64 streams of this seed.
+
+    Raises:
+        UsageError: when the seed is not 16 bytes or the number not in [0, 2^64).
+    """
+
+    def __init__(self, seed: bytes, number: int = 0) -> None:
+        if len(seed) != SEED_BYTES:
+            raise UsageError(f"A seed has {SEED_BYTES} bytes; this one has {len(seed)}.")
+        if not 0 <= number < 1 << 64:
+            raise UsageError("A stream's number is expected in [0, 2^64).")
+        if sys.byteorder != "little":
+            raise UsageError("Streams are read as little-endian words; this machine is not.")
+        block = number.to_bytes(8, "big") + bytes(8)
+        self._cipher = Cipher(algorithms.AES(seed), modes.CTR(block)).encryptor()
+        self._position = 0
+
+    def __repr__(self) -> str:
+        return f"Stream(at byte {self._position})"
+
+    @property
+    def position(self) -> int:
+        """Bytes of the keystream handed out so far."""
+        return self._position
+
+    def bytes(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        out = np.empty(count, dtype=np.uint8)
+        self._fill(out, None)
+        return out.tobytes()
+
+    def ring(self, shape: int | Sequence[int]) -> torch.Tensor:
+        """Uniform elements of Z/2^64: int64 of `shape`."""
+        return self.bits(shape, 64)
+
+    def bits(
+        self, shape: int | Sequence[int], bits: int, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Uniform elements mod 2^bits of `shape`.
+
+        Args:
+            shape: of the result.
+            bits: 1 to 64.
+            dtype: torch.uint8, int8, int16, int32 or int64; by default the narrowest that fits.
+
+        Returns:
+            Values in [0, 2^bits); where `bits` is the full width of a signed dtype, its whole
+            range (two's complement). One element takes as many bytes of the stream as `dtype`.
+
+        Raises:
+            UsageError: when `dtype` is another one or too narrow.
+        """
+        dtype = dtype or storage(bits)
+        storage(bits)
+        if _WIDTH.get(dtype, 0) < bits:
+            raise UsageError(f"Elements of {bits} bits do not fit into {dtype}.")
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        out = torch.empty(shape, dtype=dtype)
+        self._fill(out.view(-1).numpy(), bits if bits < _WIDTH[dtype] else None)
+        return out
+
+    def _fill(self, out: np.ndarray, bits: int | None) -> None:
+        """Write the next out.nbytes of keystream to `out` [count], keeping `bits` of an element."""
+        octets = memoryview(out.view(np.uint8).data)
+        size = len(octets)
+        for begin in range(0, size, _CHUNK):
+            count = min(_CHUNK, size - begin)
+            direct = count if begin + count + _SLACK <= size else max(0, count - _SLACK)
+            if direct:
+                self._cipher.update_into(_ZEROS[:direct], octets[begin:])
+            if direct < count:
+                octets[begin + direct : begin + count] = self._cipher.update(
+                    _ZEROS[: count - direct]
+                )
+            if bits is not None:
+                part = out[begin // out.itemsize : (begin + count) // out.itemsize]
+                np.bitwise_and(part, out.dtype.type((1 << bits) - 1), out=part)
+        self._position += size
+
+
+def expand(seed: bytes, count: int, bits: int = 64, counter: int = 0) -> torch.Tensor:
+    """`count` uniform elements mod 2^bits from the stream `counter` of `seed`.
+
+    Returns:
+        [count] in the narrowest dtype that holds `bits` bits; int64 for 64.
+
+    Raises:
+        UsageError: on a seed that is not 16 bytes, or bits outside [1, 64].
+    """
+    return Stream(seed, counter).bits(count, bits)

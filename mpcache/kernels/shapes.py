@@ -1,0 +1,43 @@
+"""What the ring products accept: shapes, dtypes, layouts."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcache.errors import UsageError
+
+WEIGHT_BYTES = {torch.int64: 8, torch.int32: 4, torch.int16: 2}
+
+
+def check_operands(x: torch.Tensor, w: torch.Tensor, dims: int) -> None:
+    """Check x @ w: w of `dims` dimensions, x of as many (or one fewer, where `dims` is 2).
+
+    Raises:
+        UsageError: on dtypes, shapes or devices that do not fit.
+    """
+    if x.dtype != torch.int64:
+        raise UsageError(f"The left operand is {x.dtype}; ring elements are torch.int64.")
+    if w.dtype not in WEIGHT_BYTES:
+        known = ", ".join(str(dtype) for dtype in WEIGHT_BYTES)
+        raise UsageError(f"The right operand is {w.dtype}; expected one of {known}.")
+    fits = x.dim() == dims or (dims == 2 and x.dim() == 1)
+    if not fits or w.dim() != dims or x.shape[-1] != w.shape[-2] or x.shape[:-2] != w.shape[:-2]:
+        expected = "[rows, inputs] @ [inputs, outputs]"
+        if dims == 3:
+            expected = "[batch, rows, inputs] @ [batch, inputs, outputs]"
+        raise UsageError(f"Shapes {list(x.shape)} @ {list(w.shape)}; expected {expected}.")
+    if x.device.type != "cpu" or w.device.type != "cpu":
+        raise UsageError(
+            f"Operands on {x.device} and {w.device}; this product runs on the CPU. "
+            "Move both there, or both to one GPU and call ring_product."
+        )
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """x [inputs] or [rows, inputs] as contiguous [rows, inputs]."""
+    return (x.unsqueeze(0) if x.dim() == 1 else x).contiguous()
+
+
+def stored_by_outputs(w: torch.Tensor) -> bool:
+    """Whether w [..., inputs, outputs] is a view of contiguous [..., outputs, inputs]."""
+    return not w.is_contiguous() and w.transpose(-1, -2).is_contiguous()

@@ -19,6 +19,8 @@ from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.selection import top_k
 from mpcache.protocols.softmax import attention
 
+# Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
+SIMILARITY = {"magnitude": 21, "keep": 10}
 OBSERVED = 0.2  # share of the prompt's last queries that judge importance
 
 
@@ -233,7 +235,7 @@ class MPCacheCache(Cache):
         one_level = choice.coarse_picks == middle
         if one_level:
             near = matmul(machine, query, fine.transpose(1, 2)).reshape(heads, choice.fine - 2)
-            return top_k(machine, near, choice.picks)
+            return top_k(machine, near, choice.picks, **SIMILARITY)
         # fine cluster i stands at i - 1 here; whole middle coarse clusters begin at per - 1
         head, tail = per - 1, per - 1 + middle * per
         coarse = self._coarse(machine, most[:, head:tail], least[:, head:tail])
@@ -244,13 +246,13 @@ class MPCacheCache(Cache):
         blocks = near[:, head:tail].reshape(heads, middle, per)
         if choice.coarse_picks == 0:
             loose = machine.cat([near[:, :head], near[:, tail:]], 1)
-            rows = top_k(machine, loose, choice.picks)
+            rows = top_k(machine, loose, choice.picks, **SIMILARITY)
             empty = machine.zeros_like(rows, (heads, choice.picks, middle * per))
             return machine.cat([rows[..., :head], empty, rows[..., head:]], -1)
-        level1 = top_k(machine, far, choice.coarse_picks)
+        level1 = top_k(machine, far, choice.coarse_picks, **SIMILARITY)
         inner = matmul(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
         candidates = machine.cat([near[:, :head], inner, near[:, tail:]], 1)
-        level2 = top_k(machine, candidates, choice.picks)
+        level2 = top_k(machine, candidates, choice.picks, **SIMILARITY)
         edge = head + choice.coarse_picks * per
         spread = level2[..., head:edge].reshape(heads, choice.picks, choice.coarse_picks, per)
         spread = spread.transpose(2, 3).reshape(heads, choice.picks * per, choice.coarse_picks)

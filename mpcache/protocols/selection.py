@@ -14,20 +14,21 @@ class Rank(Operation):
     """How many elements of the last dimension [n] beat each one: 0 for the greatest.
 
     Of two equal elements the earlier one wins, so ranks are a permutation. On shares: all
-    n (n - 1) / 2 comparisons in one batch, then public sums. Exact.
+    n (n - 1) / 2 comparisons in one batch, then public sums. Exact, but for elements that `bits`
+    does not tell apart: see `Suite.negative`.
     """
 
     name = "rank"
 
-    def plain(self, machine: PlainMachine, x: Value) -> Value:
+    def plain(self, machine: PlainMachine, x: Value, **bits: int) -> Value:
         order = torch.argsort(x, dim=-1, descending=True, stable=True)
         places = torch.arange(x.shape[-1], device=x.device).expand_as(order)
         return torch.empty_like(order).scatter_(-1, order, places).to(x.dtype)
 
-    def run(self, machine: SecureMachine, x: Secret) -> Secret:
+    def run(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         size = x.shape[-1]
         first, second = torch.triu_indices(size, size, 1)
-        wins = at_least(machine, x.take(first), x.take(second))
+        wins = at_least(machine, x.take(first), x.take(second), **bits)
         ranks = wins.pour(second, size) - wins.pour(first, size)
         return machine.shift(ranks, torch.arange(size - 1, -1, -1, dtype=torch.float64))
 
@@ -44,17 +45,18 @@ class TopK(Operation):
 
     name = "top-k"
 
-    def plain(self, machine: PlainMachine, x: Value, k: int) -> Value:
+    def plain(self, machine: PlainMachine, x: Value, k: int, **bits: int) -> Value:
         kept = rank(machine, x) < k
         rows = kept.cumsum(-1)
         wanted = torch.arange(1, k + 1, device=x.device).unsqueeze(-1)
         return ((rows.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(x.dtype)
 
-    def run(self, machine: SecureMachine, x: Secret, k: int) -> Secret:
+    def run(self, machine: SecureMachine, x: Secret, k: int, **bits: int) -> Secret:
         size = x.shape[-1]
         width = size.bit_length() + 1
-        bits = machine.shift(-at_least(machine, rank(machine, x), float(k), magnitude=width), 1.0)
-        places = bits.cumsum(-1)
+        ranks = rank(machine, x, **bits)
+        kept = machine.shift(-at_least(machine, ranks, float(k), magnitude=width), 1.0)
+        places = kept.cumsum(-1)
         wanted = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(-1)
         reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size), magnitude=width)
         before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)

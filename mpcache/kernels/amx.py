@@ -1,10 +1,10 @@
-"""Ring products on AMX: digits of int8 in tiles, 3 tera multiply-adds a second a core.
+"""Ring products on AMX: digits of int8, multiplied in tiles.
 
 Both operands are cut into signed digits of 8 bits (`digits` says how) and packed into tiles, laid
 out in the order in which the kernel reads them. Of all digit products only those with i + j < 8
 reach a sum mod 2^64; products of equal i + j share one int32 accumulator. A slice of at most
-1,024 inputs is summed before its 8 accumulators are joined in int64, so that |sum| <=
-8 * 1024 * 2^14 < 2^31, and small enough for the second-level cache.
+2,048 inputs is summed before its 8 accumulators are joined in int64, so that |sum| <=
+8 * 2,048 * 2^14 < 2^31, and small enough for the second-level cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from mpcache.kernels import tiles
+from mpcache.kernels.shapes import buffer
 from mpcache.kernels.tiles import (
     configure,
     dot0,
@@ -42,8 +43,8 @@ _CONFIGURATION = tiles.configuration()
 
 
 def slice_tiles(digits: int) -> int:
-    """Tiles of 64 inputs in one slice: 512 inputs for 8 digits, 1,024 for fewer."""
-    return 8 if digits == 8 else 16
+    """Tiles of 64 inputs in one slice: 1,024 inputs for 8 digits, 2,048 for fewer."""
+    return 16 if digits == 8 else 32
 
 
 def packed_bytes(inputs: int, outputs: int, digits: int) -> int:
@@ -121,7 +122,9 @@ def _multiply(
     rows, outputs = out.shape
     high, wide = -(-rows // 32) * 2, -(-outputs // 32) * 2
     group = _CACHE_TILES // (depth * digits)  # even
-    sums = np.empty((8, 32, 32), dtype=np.int32)
+    room = np.empty(8 * 32 * 32 + 16, dtype=np.int32)
+    skipped = (-room.ctypes.data % 64) // 4
+    sums = room[skipped : skipped + 8 * 32 * 32].reshape(8, 32, 32)
     at = sums.ctypes.data
     configure(setup)
     for slab in range(0, tall, depth):
@@ -132,7 +135,7 @@ def _multiply(
                 for column in range(begin, min(wide, begin + group), 2):
                     b = right + (slab * wide + column * here) * digits * 1024
                     _tile_sums(a, b, here, digits, at)
-                    _join(sums, out[block * 16 :, column * 16 :])
+                    _join(sums, out, block * 16, column * 16)
     release()
 
 
@@ -163,11 +166,11 @@ def _tile_sums(left: int, right: int, here: int, digits: int, at: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _join(sums: Any, out: Any) -> None:
-    """out += sum over i of sums[i] 2^(8 i), for the part of [32, 32] that out has."""
-    width = min(32, out.shape[1])
-    for r in range(min(32, out.shape[0])):
-        line = out[r, :width]
+def _join(sums: Any, out: Any, row: int, column: int) -> None:
+    """out += sum over i of sums[i] 2^(8 i), from out[row, column] on, as far as out goes."""
+    width = min(32, out.shape[1] - column)
+    for r in range(min(32, out.shape[0] - row)):
+        line = out[row + r, column : column + width]
         s0, s1, s2, s3 = (
             sums[0, r, :width],
             sums[1, r, :width],
@@ -257,6 +260,13 @@ def pack(w: np.ndarray, by_outputs: bool, digits: int, flips: int, out: np.ndarr
     _pack_right(w, by_outputs, np.uint64(flips), words, digits, slice_tiles(digits))
 
 
+def _zeros(count: int) -> np.ndarray:
+    """`count` empty tiles, uint8 [count, 16, 64]."""
+    out = buffer(count * tiles.TILE_BYTES)
+    out[:] = 0
+    return out.reshape(count, 16, 64)
+
+
 def multiply(x: np.ndarray, packed: np.ndarray, digits: int, flips: int, out: np.ndarray) -> None:
     """out += x @ (the packed operand, its bits turned over), mod 2^64.
 
@@ -269,11 +279,11 @@ def multiply(x: np.ndarray, packed: np.ndarray, digits: int, flips: int, out: np
     rows, inputs = x.shape
     tall, depth = -(-inputs // 64), slice_tiles(digits)
     if rows <= 2:
-        left = np.zeros((tall, 16, 64), dtype=np.uint8)
+        left = _zeros(tall)
         _pack_few(x, np.uint64(flips), left)
         kernel = _multiply_few
     else:
-        left = np.zeros((-(-rows // 32) * 2 * tall * DIGITS, 16, 64), dtype=np.uint8)
+        left = _zeros(-(-rows // 32) * 2 * tall * DIGITS)
         _pack_left(x, np.uint64(flips), left, depth)
         kernel = _multiply
     addresses = (left.ctypes.data, packed.ctypes.data)

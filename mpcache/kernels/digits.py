@@ -21,7 +21,13 @@ import torch
 
 from mpcache.errors import UsageError
 from mpcache.kernels.processor import has_amx
-from mpcache.kernels.shapes import WEIGHT_BYTES, as_rows, check_operands, stored_by_outputs
+from mpcache.kernels.shapes import (
+    WEIGHT_BYTES,
+    as_rows,
+    buffer,
+    check_operands,
+    stored_by_outputs,
+)
 
 DIGITS = 8
 FLIPS = 0x8080808080808080
@@ -72,7 +78,7 @@ def prepare(w: torch.Tensor, engine: Engine | None = None) -> Prepared:
 
         by_outputs = stored_by_outputs(w)
         stored = (w.T if by_outputs else w.contiguous()).numpy()
-        data = torch.empty(amx.packed_bytes(inputs, outputs, digits), dtype=torch.uint8)
+        data = torch.from_numpy(buffer(amx.packed_bytes(inputs, outputs, digits)))
         amx.pack(stored, by_outputs, digits, weight_flips(digits), data.numpy())
         return Prepared("amx", inputs, outputs, digits, data)
     return Prepared("int8", inputs, outputs, digits, _planes(w, digits))
@@ -97,7 +103,9 @@ def multiply(x: torch.Tensor, w: Prepared) -> torch.Tensor:
             f"[rows, {w.inputs}] for {w!r}."
         )
     rows = as_rows(x)
-    out = (rows.sum(1, keepdim=True) * weight_flips(w.digits)).repeat(1, w.outputs)
+    out = torch.from_numpy(buffer(8 * rows.shape[0] * w.outputs)).view(torch.int64)
+    out = out.view(rows.shape[0], w.outputs)
+    out.copy_(rows.sum(1, keepdim=True) * weight_flips(w.digits))
     if w.engine == "amx":
         _require_amx()
         from mpcache.kernels import amx

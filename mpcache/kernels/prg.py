@@ -7,6 +7,7 @@ that have different numbers never meet. Words are little-endian.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from mpcache.errors import UsageError
+from mpcache.kernels.shapes import buffer
 
 SEED_BYTES = 16
 _CHUNK = 1 << 18  # bytes; enciphered and masked while they are in the second-level cache
@@ -97,9 +99,10 @@ class Stream:
         if _WIDTH.get(dtype, 0) < bits:
             raise UsageError(f"Elements of {bits} bits do not fit into {dtype}.")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        out = torch.empty(shape, dtype=dtype)
-        self._fill(out.view(-1).numpy(), bits if bits < _WIDTH[dtype] else None)
-        return out
+        octets = torch.from_numpy(buffer(math.prod(shape) * dtype.itemsize))
+        out = octets.view(dtype)
+        self._fill(out.numpy(), bits if bits < _WIDTH[dtype] else None)
+        return out.view(shape)
 
     def _fill(self, out: np.ndarray, bits: int | None) -> None:
         """Write the next out.nbytes of keystream to `out` [count], keeping `bits` of an element."""

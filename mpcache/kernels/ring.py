@@ -23,9 +23,9 @@ ENGINES: tuple[str, ...] = ("matvec", "torch", "int8", "amx", "triton")
 
 # Rows from which a way is faster than the one before it; cutting the weights into digits is
 # counted, since weights that stay are given as `Prepared`.
-_AMX_ROWS = {torch.int64: 32, torch.int32: 16, torch.int16: 8}
-_INT8_ROWS = {torch.int64: 256, torch.int32: 128, torch.int16: 64}
-_TORCH_ROWS = 4
+_AMX_ROWS = {torch.int64: 64, torch.int32: 32, torch.int16: 8}
+_INT8_ROWS = {torch.int64: 512, torch.int32: 128, torch.int16: 64}
+_TORCH_ROWS = {torch.int64: 16, torch.int32: 128, torch.int16: 128}
 _SMALL = 1 << 15  # multiply-adds below which calls cost more than sums
 
 __all__ = ["ENGINES", "Engine", "Prepared", "bmm", "choose", "matmul", "prepare", "ring_product"]
@@ -39,7 +39,7 @@ def choose(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Engine:
         return "amx"
     if not has_amx() and has_int8_dot() and rows >= _INT8_ROWS[dtype]:
         return "int8"
-    return "torch" if dtype == torch.int64 and rows >= _TORCH_ROWS else "matvec"
+    return "torch" if rows >= _TORCH_ROWS[dtype] else "matvec"
 
 
 def matmul(

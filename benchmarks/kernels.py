@@ -1,0 +1,207 @@
+"""How fast local arithmetic is, against torch's int64 in the same run; one core, medians.
+
+    python benchmarks/kernels.py [--rows 512] [--repeats 7] [--clock cpu] [--json F] [--crossover]
+
+Ways that are compared take turns, so that whatever else the machine does falls on all of them.
+`G/s` are 10^9 multiply-adds mod 2^64 a second. ``cpu`` clocks count this process's time alone,
+``wall`` what a user waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpcache.kernels.prg import Stream
+from mpcache.kernels.processor import has_amx, has_int8_dot
+from mpcache.kernels.ring import bmm, choose, matmul, prepare
+from mpcache.report.machine import describe_machine
+
+Row = dict[str, Any]
+Ways = dict[str, Callable[[], object]]
+DTYPES = {64: torch.int64, 32: torch.int32, 16: torch.int16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def medians(ways: Ways, repeats: int, clock: str) -> dict[str, float]:
+    """Median seconds of each way, taken in turns after one run that warms up."""
+    now = CLOCKS[clock]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            began = now()
+            way()
+            if turn:
+                seconds[name].append(now() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def weights(inputs: int, outputs: int, bits: int) -> torch.Tensor:
+    """Uniform weights [inputs, outputs] of the whole width."""
+    return Stream(bytes(16), bits).bits((inputs, outputs), bits, DTYPES[bits])
+
+
+def turned(w: torch.Tensor) -> torch.Tensor:
+    """The same matrix stored by outputs."""
+    return w.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def rows_of(case: str, work: int, seconds: dict[str, float], bits: int) -> list[Row]:
+    """Table rows: each way, its speed, and its ratio to torch's better and worse layout."""
+    baselines = [value for name, value in seconds.items() if name.startswith("torch")]
+    return [
+        {
+            "case": case,
+            "bits": bits,
+            "way": name,
+            "milliseconds": value * 1e3,
+            "g_per_second": work / value / 1e9,
+            "times_best_torch": min(baselines) / value,
+            "times_worst_torch": max(baselines) / value,
+        }
+        for name, value in seconds.items()
+    ]
+
+
+def matrix_vector(inputs: int, outputs: int, options: argparse.Namespace) -> list[Row]:
+    """One row times a matrix, in both layouts, plain and prepared."""
+    x, found = Stream(bytes(16)).ring((1, inputs)), []
+    for bits in DTYPES:
+        w = weights(inputs, outputs, bits)
+        by_outputs, prepared = turned(w), prepare(w)
+        wide, wide_by_outputs = w.to(torch.int64), turned(w.to(torch.int64))
+        ways: Ways = {
+            "torch": lambda x=x, w=wide: x @ w,
+            "torch by outputs": lambda x=x, w=wide_by_outputs: x @ w,
+            "matvec": lambda x=x, w=w: matmul(x, w, threads=options.threads),
+            "matvec by outputs": lambda x=x, w=by_outputs: matmul(x, w, threads=options.threads),
+            f"{prepared.engine} prepared": lambda x=x, w=prepared: matmul(x, w),
+        }
+        seconds = medians(ways, options.repeats, options.clock)
+        found += rows_of(f"1x{inputs}x{outputs}", inputs * outputs, seconds, bits)
+    return found
+
+
+def matrix_matrix(options: argparse.Namespace) -> list[Row]:
+    """Many rows, with the weights prepared once and cut anew at each product."""
+    rows, side, found = options.rows, 2048, []
+    x = Stream(bytes(16)).ring((rows, side))
+    for bits in DTYPES:
+        w = weights(side, side, bits)
+        wide, wide_by_outputs = w.to(torch.int64), turned(w.to(torch.int64))
+        ways: Ways = {
+            "torch": lambda x=x, w=wide: x @ w,
+            "torch by outputs": lambda x=x, w=wide_by_outputs: x @ w,
+        }
+        for engine in ("amx", "int8") if has_amx() else ("int8",):
+            ready = prepare(w, engine)
+            ways[f"{engine} prepared"] = lambda x=x, w=ready: matmul(x, w)
+            ways[engine] = lambda x=x, w=w, engine=engine: matmul(x, w, engine=engine)
+        seconds = medians(ways, max(3, options.repeats // 2), options.clock)
+        found += rows_of(f"{rows}x{side}x{side}", rows * side * side, seconds, bits)
+    return found
+
+
+def attention(options: argparse.Namespace) -> list[Row]:
+    """One query of 32 heads against 1,024 cached tokens, and back."""
+    found = []
+    for inputs, outputs in ((64, 1024), (1024, 64)):
+        x = Stream(bytes(16)).ring((32, 1, inputs))
+        w = Stream(bytes(16), 1).ring((32, inputs, outputs))
+        by_outputs = turned(w)
+        ways: Ways = {
+            "torch": lambda x=x, w=w: x @ w,
+            "torch by outputs": lambda x=x, w=by_outputs: x @ w,
+            "bmm": lambda x=x, w=w: bmm(x, w),
+            "bmm by outputs": lambda x=x, w=by_outputs: bmm(x, w),
+        }
+        seconds = medians(ways, options.repeats, options.clock)
+        found += rows_of(f"32 of 1x{inputs}x{outputs}", 32 * inputs * outputs, seconds, 64)
+    return found
+
+
+def streams(options: argparse.Namespace) -> list[Row]:
+    """Ring elements from a seed; here `g_per_second` is gigabytes a second."""
+    stream, size, found = Stream(bytes(16)), 32 << 20, []
+    for bits in (64, 20, 11, 4):
+        count = size // stream.bits(1, bits).itemsize
+        ways: Ways = {"stream": lambda bits=bits, count=count: stream.bits(count, bits)}
+        seconds = medians(ways, options.repeats, options.clock)["stream"]
+        row = {"case": "stream, GB/s", "bits": bits, "way": "stream"}
+        found.append(row | {"milliseconds": seconds * 1e3, "g_per_second": size / seconds / 1e9})
+    return found
+
+
+def crossover(options: argparse.Namespace) -> list[Row]:
+    """Every way for more and more rows, cutting the weights counted: what `choose` is made of."""
+    side, found = 2048, []
+    engines = ["matvec", "torch"] + ["int8"] * has_int8_dot() + ["amx"] * has_amx()
+    for bits, dtype in DTYPES.items():
+        w = weights(side, side, bits)
+        for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            x = Stream(bytes(16)).ring((rows, side))
+            ways: Ways = {
+                engine: lambda x=x, w=w, engine=engine: matmul(x, w, engine=engine)
+                for engine in engines
+            }
+            seconds = medians(ways, 3, options.clock)
+            best, chosen = min(seconds, key=seconds.__getitem__), choose(rows, side, side, dtype)
+            row: Row = {"bits": bits, "rows": rows, "best": best, "chosen": chosen}
+            found.append(row | {name: value * 1e3 for name, value in seconds.items()})
+    return found
+
+
+def show(rows: list[Row]) -> None:
+    """Print rows as a table, a column for each key."""
+    keys = list(rows[0])
+    lines = [[_cell(row.get(key, "")) for key in keys] for row in rows]
+    widths = [max(len(line[i]) for line in [keys, *lines]) for i in range(len(keys))]
+    for line in [keys, *lines]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Measure, print, and write JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of matvec; torch uses as many")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--crossover", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    machine = describe_machine() | {"amx": has_amx(), "int8_dot": has_int8_dot()}
+    print(f"{machine['cpu']}, {options.threads} thread, torch {machine['torch']}, AMX {has_amx()}")
+    if options.crossover:
+        rows = crossover(options)
+        show(rows)
+    else:
+        rows = []
+        for part in (
+            matrix_vector(2048, 2048, options),
+            matrix_vector(2048, 8192, options),
+            matrix_matrix(options),
+            attention(options),
+            streams(options),
+        ):
+            show(part)
+            rows += part
+    if options.json:
+        result = {"machine": machine, "clock": options.clock, "rows": rows}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Two tiny random decoders, one a family, and whole runs of them on parties in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from mpcache import config as configuration
+from mpcache.config import RunConfig
+from mpcache.generation import Generation
+from mpcache.models.spec import ModelSpec
+from mpcache.parties.local import run_parties
+from mpcache.parties.transport import Wires
+from mpcache.program import run_secure
+from mpcache.protocols import crypten
+from mpcache.protocols.ledger import Ledger
+
+from .harness import SeededMasks
+
+LLAMA = ModelSpec(
+    "tiny-llama", "llama", layers=2, hidden=16, heads=4, kv_heads=2, head_dim=4, ffn=20, vocab=37,
+    context=64, norm="rms", norm_eps=1e-5,
+)  # fmt: skip
+OPT = ModelSpec(
+    "tiny-opt", "opt", layers=2, hidden=12, heads=3, kv_heads=3, head_dim=4, ffn=20, vocab=37,
+    context=64, norm="layer", norm_eps=1e-5, positions="learned", position_offset=2,
+    activation="relu", gated=False, biases=True,
+)  # fmt: skip
+OPT_350M = replace(OPT, name="tiny-350m", norm_first=False, final_norm=False, embed=8)
+SPECS = {"llama": LLAMA, "opt": OPT, "opt-350m": OPT_350M}
+MPCACHE = {
+    "policy": "mpcache", "clusters": (4, 2), "static_keep": 0.75, "dynamic_keep": 0.5, "sink": 1,
+    "recent": 2,
+}  # fmt: skip
+FULL = {"policy": "full"}
+PROMPT = [5, 17, 36, 0, 2, 2, 30, 11, 8, 21, 9, 14, 3]
+
+
+def weights(spec: ModelSpec, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random weights: no gain is 1 and no bias 0, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in spec.shapes().items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith("gain"):
+            tensors[name] = 1 + 0.2 * values
+        else:
+            tensors[name] = values * (0.8 if name.startswith("embed") else 0.3)
+    return tensors
+
+
+def config(world: int, cache: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    settings = {"parties": world, "protocol": "crypten", "max_new_tokens": 3, **changes}
+    return configuration.load(None, {**settings, "cache": cache or MPCACHE})
+
+
+@dataclass
+class Party:
+    """What one party of a run ended with."""
+
+    generation: Generation
+    ledger: Ledger
+    told: list[tuple[int, int | None]]  # what `on_token` heard
+
+
+def run(
+    settings: RunConfig, spec: ModelSpec, prompt: Sequence[int] = PROMPT, timeout_s: float = 60.0
+) -> list[Party]:
+    """All parties of a run; weights at their owner only, the prompt at the client only."""
+    tensors = weights(spec)
+
+    def program(wires: Wires) -> Party:
+        told: list[tuple[int, int | None]] = []
+        generation = run_secure(
+            settings,
+            spec,
+            wires,
+            tensors if wires.rank == settings.owner else None,
+            prompt if wires.rank == settings.client else None,
+            lambda position, token: told.append((position, token)),
+        )
+        return Party(generation, wires.ledger, told)
+
+    with mock.patch.object(crypten, "secrets", SeededMasks()):
+        return run_parties(settings.parties, program, timeout_s=timeout_s)

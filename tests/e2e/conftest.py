@@ -57,11 +57,3 @@ def prompt_file(tmp_path: Path) -> Path:
     path = tmp_path / "prompt.txt"
     path.write_text(PROMPT)
     return path
-
-
-@pytest.fixture
-def long_prompt_file(tmp_path: Path) -> Path:
-    """A prompt that keeps the parties busy for seconds."""
-    path = tmp_path / "long.txt"
-    path.write_text(LONG_PROMPT)
-    return path

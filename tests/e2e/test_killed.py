@@ -13,36 +13,31 @@ from .conftest import CANARY, Start
 from .processes import LIMIT, Running, alive, wait_for
 
 IN_PREFILL, IN_DECODE = "prefill ...", "text: "  # what the launcher prints at that point
-Launch = Callable[[Path, int], Running]
+Launch = Callable[..., Running]
 
 
 @pytest.fixture
-def launch(start: Start, tiny: Path) -> Launch:
-    """Start a run of two parties on a prompt file, with so many new tokens."""
-
-    def begin(prompt: Path, new_tokens: int) -> Running:
-        return start(
-            *("launch", "--parties", "2", "--model", tiny, "--prompt-file", prompt),
-            *("--max-new-tokens", str(new_tokens), "--set", "network.timeout_s=3"),
-            *("--report", "run"),
-        )
-
-    return begin
+def launch(start: Start, tiny: Path, prompt_file: Path) -> Launch:
+    """Start a run of two parties with these options."""
+    return lambda *options: start(
+        *("launch", "--parties", "2", "--model", tiny, "--prompt-file", prompt_file),
+        *("--set", "network.timeout_s=3", "--report", "run", *options),
+    )
 
 
 @pytest.fixture
-def prefilling(launch: Launch, long_prompt_file: Path) -> Running:
-    """A run that has seconds of prefill to do, and has begun with it."""
-    running = launch(long_prompt_file, 1)
+def prefilling(launch: Launch) -> Running:
+    """A run that has begun its prefill; on this network it takes longer than any limit here."""
+    running = launch("--max-new-tokens", "1", "--network", "wan-slow")
     running.until(IN_PREFILL)
     assert wait_for(lambda: len(running.parties()) == 2, 2.0)
     return running
 
 
 @pytest.fixture
-def decoding(launch: Launch, prompt_file: Path) -> Running:
+def decoding(launch: Launch) -> Running:
     """A run that has printed its first token, with seconds of decoding left."""
-    running = launch(prompt_file, 16)
+    running = launch("--max-new-tokens", "16")
     running.until(IN_DECODE)
     assert len(running.parties()) == 2
     return running

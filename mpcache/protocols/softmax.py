@@ -10,10 +10,8 @@ from mpcache.protocols.functions import decay, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
-HIDDEN = -(2.0**10)  # scores stay above it, and differences inside a comparison's range
-
-
-MAGNITUDE = 12  # differences of scores stay below 2^12
+HIDDEN = -(2.0**11)  # scores stay between it and 2^11
+MAGNITUDE = 12  # so that their differences stay below 2^12
 
 
 class Softmax(Operation):
@@ -21,7 +19,7 @@ class Softmax(Operation):
 
     On shares:
 
-    1. Hidden places get -2^10; d = x - max(x), clipped to [-16, 0].
+    1. Hidden places get -2^11; d = x - max(x), clipped to [-16, 0].
     2. e = exp(d), hidden places set to 0; r = 1 / sum(e); p = e r.
 
     CrypTen's softmax does not clip, and its exp grows again below about -500. Error in

@@ -47,6 +47,16 @@ def exponential(x: torch.Tensor, cut: float) -> torch.Tensor:
     )
 
 
+def decay(x: torch.Tensor, cut: float, clip: float = 16.0) -> torch.Tensor:
+    """That of exp where x is clipped, and e^-clip for what is below."""
+    return exponential(x.clamp(min=-clip), cut) + math.exp(-clip) / UNIT
+
+
+def logistic(e: torch.Tensor, cut: float) -> torch.Tensor:
+    """That of 1 / (1 + e) without a factor."""
+    return reciprocal(1 + e, 2.0, cut)
+
+
 def reciprocal(x: torch.Tensor, upper: float, cut: float) -> torch.Tensor:
     """1/x: with x brought to z = f x in [1, 2), the last Newton step y (2 - z y) cuts twice.
 

@@ -16,7 +16,15 @@ import torch
 from mpcache.protocols.activation import relu, silu
 from mpcache.protocols.arithmetic import linear, matmul, multiply, scale, settle
 from mpcache.protocols.comparison import at_least, choose, extrema, maximum, negative
-from mpcache.protocols.functions import clipped, exponential, inverse_sqrt, reciprocal, stairs
+from mpcache.protocols.functions import (
+    clipped,
+    decay,
+    exponential,
+    inverse_sqrt,
+    logistic,
+    reciprocal,
+    stairs,
+)
 from mpcache.protocols.norm import norm
 from mpcache.protocols.rotary import rotary
 from mpcache.protocols.selection import argmax, rank, top_k
@@ -188,6 +196,8 @@ COMPARISONS = [
 FUNCTIONS = [
     Case("exp-1", exponential, (between(-3, 0, 1),), torch.exp, bounds.exponential),
     Case("exp-500", exponential, (between(-16, 0, 500),), torch.exp, bounds.exponential),
+    Case("decay", decay, (-between(0, 1, 63) ** 9 * 4000,), torch.exp, bounds.decay),
+    Case("logistic", logistic, (between(0, 1, 63),), lambda e: 1 / (1 + e), bounds.logistic),
     Case("exp-near-0", exponential, (between(-0.1, 0, 63),), torch.exp, bounds.exponential),
     *(Case(f"reciprocal-{upper:g}", partial(reciprocal, upper=upper), (between(1, upper, 63),),
            lambda x: 1 / x, partial(bounds.reciprocal, upper=upper))

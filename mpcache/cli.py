@@ -58,7 +58,7 @@ PromptFile = Annotated[
     str | None, typer.Option(help="A UTF-8 file with the prompt; - is standard input.")
 ]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Tokens to generate.")]
-Protocol = Annotated[str | None, typer.Option(help="The protocol suite: crypten.")]
+Protocol = Annotated[str | None, typer.Option(help="The protocol suite: dealer or crypten.")]
 Cache = Annotated[str | None, typer.Option(help="The cache policy: mpcache or full.")]
 Network = Annotated[
     str | None, typer.Option(help="local, lan, wan, wan-slow, or RTT,MBPS to emulate.")
@@ -270,10 +270,11 @@ def keys(
         raise UsageError(f"parties: {parties} is not allowed; expected 2 or 3")
     from mpcache.parties import tls
 
-    tls.make_keys(folder, parties, days=days)
+    dealer = parties == 2  # suite dealer has a third process, which takes rank 2
+    tls.make_keys(folder, parties + dealer, days=days)
     typer.echo(
         f"wrote the keys of {parties} parties to {folder}: give each party R ca.pem, party-R.pem"
-        " and party-R.key, and nobody else its .key"
+        " and party-R.key, and nobody else its .key" + ("; party-2 is the dealer" if dealer else "")
     )
 
 

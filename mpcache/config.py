@@ -135,7 +135,9 @@ class RunConfig(_Section):
     """Everything that decides a run. Counts are in tokens, sizes in bytes, times in seconds."""
 
     parties: Literal[2, 3] = Field(2, description="2 or 3")
-    protocol: Literal["dealer", "replicated", "crypten"] = Field("crypten", description="crypten")
+    protocol: Literal["dealer", "replicated", "crypten"] = Field(
+        "dealer", description="dealer (2 parties, the default there) or crypten (2 or 3)"
+    )
     model: str = Field(
         "smollm2", min_length=1, description="a name that `mpcache models` lists, or a folder"
     )
@@ -159,6 +161,14 @@ class RunConfig(_Section):
     threads: int = Field(0, ge=0, description="threads a party, or 0 to choose")
     cache: CacheConfig = CacheConfig()
     network: NetworkConfig = NetworkConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_protocol(cls, data: Any) -> Any:
+        """Three parties have no dealer suite: unless told otherwise they run crypten."""
+        if isinstance(data, dict) and data.get("parties") == 3:
+            return {"protocol": "crypten", **data}
+        return data
 
     @field_validator("protocol")
     @classmethod

@@ -33,6 +33,7 @@ from mpcache.report.files import new_run_id, run_folder, write_config
 from mpcache.report.record import (
     PHASES,
     Agreement,
+    DealerRecord,
     NearTie,
     PartyRecord,
     PlainRun,
@@ -94,6 +95,7 @@ def launch(config: RunConfig, console: Console) -> int:
         parties=tuple(PartyRecord.read(screen.results[rank]) for rank in range(config.parties)),
         predicted=tuple(PredictedParty.of(ledger) for ledger in prediction.ranks),
         expected_kept=expected_kept(config, source.spec, len(ids)),
+        dealer=screen.dealer,
     )
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
@@ -223,7 +225,7 @@ class _Screen:
         self.ids: list[int] = []
         self.logits: list[torch.Tensor] = []
         self.results: dict[int, dict[str, Any]] = {}
-        self.dealt: dict[str, Any] | None = None
+        self.dealer: DealerRecord | None = None
 
     def __enter__(self) -> _Screen:
         self.status.start()
@@ -244,7 +246,9 @@ class _Screen:
             raw = bytearray(base64.b64decode(event["float32"]))
             self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
         elif kind == "dealt":
-            self.dealt = event
+            self.dealer = DealerRecord(
+                int(event["bytes"]), float(event["seconds"]), float(event["elapsed_seconds"])
+            )
         elif kind == "result":
             self.results[rank] = event
 

@@ -20,7 +20,7 @@ import torch
 
 from mpcache import __version__
 from mpcache.config import RunConfig, digest
-from mpcache.errors import MpcacheError, UsageError
+from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
 from mpcache.kernels.prg import Stream
 from mpcache.models.registry import Source, check_prompt, find
@@ -35,6 +35,7 @@ from mpcache.parties.dealing import (
 from mpcache.parties.dial import Address, Endpoint, meet
 from mpcache.parties.events import Events, read_secrets, watch_parent
 from mpcache.parties.handshake import Hello
+from mpcache.parties.names import peer_name
 from mpcache.parties.tls import Identity
 from mpcache.parties.transport import Wires, connect
 from mpcache.program import LENGTH, Dealt, check_length, deal, kept_of, run_secure
@@ -172,9 +173,14 @@ def _run(
         else:
             wires = stack.enter_context(connect(_endpoint(config, rank), hello, ledger))
             dealt = None
-        result = run_secure(config, source.spec, wires, tensors, ids, voice.token, dealt)
-        if dealt is not None and isinstance(dealt.corrections, CorrectionStream):
-            dealt.corrections.finish()
+        try:
+            result = run_secure(config, source.spec, wires, tensors, ids, voice.token, dealt)
+            if dealt is not None and isinstance(dealt.corrections, CorrectionStream):
+                dealt.corrections.finish()
+        except PeerError as error:
+            if dealt is not None and error.peer == peer_name(DEALER):
+                raise PeerError("the dealer", ledger.path, error.reason) from error
+            raise
         voice.result(_record(wires, result), result.logits)
     return 0
 

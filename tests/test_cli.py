@@ -101,7 +101,7 @@ def test_named_options_over_set_over_file(started: _Started, tmp_path: Path) -> 
         (["launch", "--set", "cache.dynamic_keep=1.5"], "at most 1"),
         (["launch", "--set", "cache.alhpa=1"], "did you mean cache.alpha?"),
         (["launch", "--network", "5"], "network.name"),
-        (["launch", "--protocol", "dealer"], "not available in this version"),
+        (["launch", "--protocol", "replicated"], "not available in this version"),
         (["launch", "--nonsense"], "No such option"),
         (["generate", "--prompt", ""], "the prompt is empty"),
         (["cost", "--prompt-tokens", "0"], "--prompt-tokens"),

@@ -80,7 +80,8 @@ def test_a_stronger_layer_replaces_the_prompt(written: Any, tmp_path: Path) -> N
         ("parties: 1", [], ("parties: 1", "2 or 3", "run.yaml")),
         ("parties: 4", [], ("parties: 4", "2 or 3")),
         ("", ["parties=true"], ("parties", "2 or 3")),
-        ("", ["protocol=dealer"], ("dealer", "not available in this version", "crypten")),
+        ("", ["protocol=replicated"], ("replicated", "not available in this version", "crypten")),
+        ("", ["protocol=dealer", "parties=3"], ("dealer", "2 parties", "crypten")),
         ("", ["ring.frac=25"], ("ring.frac: 25", "8 to 24")),
         ("", ["max_new_tokens=0"], ("max_new_tokens: 0", "1 or more")),
         ("", ["max_new_tokens=2.5"], ("max_new_tokens: 2.5",)),
@@ -90,7 +91,7 @@ def test_a_stronger_layer_replaces_the_prompt(written: Any, tmp_path: Path) -> N
         ("network: lan", ["network.rtt_ms=5"], ("network", "lan has rtt_ms 0.3")),
         ("", ["network.timeout_s=0"], ("network.timeout_s", "over 0")),
         ("", ["network.addresses=[a]"], ("'a' is not host:port",)),
-        ("", ["network.addresses=['a:1']"], ("1 addresses for 2 parties",)),
+        ("", ["network.addresses=['a:1']"], ("1 addresses for 3 processes", "the dealer last")),
         ("", ["network.addresses=['a:1','a:1']"], ("two parties have one address",)),
         ("", ["owner=1"], ("owner and client are both 1",)),
         ("", ["client=2"], ("client: 2 is no rank", "0 to 1")),
@@ -160,7 +161,7 @@ def test_digest_holds_what_parties_must_agree_on() -> None:
         "prompt": "x",
         "report": "elsewhere",
         "threads": 3,
-        "network": {"addresses": ["a:1", "b:2"], "keys": "k", "timeout_s": 5.0},
+        "network": {"addresses": ["a:1", "b:2", "c:3"], "keys": "k", "timeout_s": 5.0},
     }
     assert digest(load(None, local)) == base
     for sets in ("cache.alpha=0.5", "max_new_tokens=17", "network=lan", "network.tls=off"):
@@ -186,6 +187,7 @@ def _configs(draw: st.DrawFn) -> RunConfig:
         None,
         {
             "parties": parties,
+            "protocol": "dealer" if (parties, owner, client) == (2, 0, 1) else "crypten",
             "owner": owner,
             "client": client,
             "seed": draw(st.integers(0, 2**63 - 1)),
@@ -214,3 +216,9 @@ def test_the_resolved_configuration_reads_back(config: RunConfig, tmp_path: Path
     assert redacted.prompt is None
     assert redacted == configuration.without_prompt(config)
     assert digest(redacted) == digest(config)
+
+
+def test_three_parties_run_crypten_unless_told_otherwise() -> None:
+    assert load(None, {"parties": 2}).protocol == "dealer"
+    assert load(None, {"parties": 3}).protocol == "crypten"
+    assert load(None, {"parties": 2, "protocol": "crypten"}).protocol == "crypten"

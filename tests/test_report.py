@@ -23,6 +23,7 @@ from mpcache.report.markdown import render
 from mpcache.report.record import (
     COUNTS,
     Agreement,
+    DealerRecord,
     NearTie,
     Opened,
     PartyRecord,
@@ -83,7 +84,7 @@ def _record(**changes: Any) -> RunRecord:
     )
     record = RunRecord(
         run_id="test-run",
-        config=load(None, {"prompt": SECRET, "network": "lan"}),
+        config=load(None, {"prompt": SECRET, "network": "lan", "protocol": "crypten"}),
         spec=SPEC,
         weights="pretrained",
         weights_origin="a test",
@@ -261,7 +262,7 @@ def test_markdown_says_what_matters() -> None:
         "12 (x2)",
         "emulated: 3000 Mbps, 0.3 ms round trip",
         "measured_equals_predicted yes",
-        "static_keep: 0.75",
+        "static_keep: 0.9",
     ):
         assert part in page, part
 
@@ -316,3 +317,12 @@ def test_a_prediction_is_read_off_a_counting_ledger() -> None:
     counts = parties[0].scopes["prefill/open"], parties[1].scopes["prefill/open"]
     assert counts[0]["sent_bytes"] == counts[1]["received_bytes"] > 24
     assert parties[0].openings == (Opened("answer", "client", 3),)
+
+
+def test_the_dealer_must_have_dealt_what_was_used() -> None:
+    record = replace(_record(), dealer=DealerRecord(0, 1.0, 2.0))
+    report = build_report(record)
+    assert report["checks"]["measured_equals_predicted"]
+    assert report["secure"]["dealer"] == {"dealt_bytes": 0, "seconds": 1.0, "elapsed_seconds": 2.0}
+    record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
+    assert not build_report(record)["checks"]["measured_equals_predicted"]

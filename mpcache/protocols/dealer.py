@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.kernels.ring import ring_product
 from mpcache.protocols.channel import Channel, Spec
 from mpcache.protocols.correlation import (
     DIGIT,
@@ -45,14 +46,14 @@ EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public 
 class OwnedWeight(Secret):
     """A weight matrix that party 0 holds in the clear.
 
-    `share` is W at party 0, W - B at party 1; `mask` yields B at the dealer.
+    `share` is W at party 0, in 32 bits where they suffice, and W - B at party 1; `mask` yields B
+    at the dealer.
     """
 
     __slots__ = ("mask",)
 
     def __init__(self, share: torch.Tensor, frac: int, mask: Callable[[], torch.Tensor]) -> None:
-        super().__init__(share, frac)
-        self.mask = mask
+        self.share, self.frac, self.mask = share, frac, mask
 
 
 class DealerSuite(Suite):
@@ -117,7 +118,7 @@ class DealerSuite(Suite):
         got = self.pass_on("weight", 0, [Spec(shape)], lambda: [_known(value, shape) - pieces["b"]])
         if self.hollow:
             return OwnedWeight(self._made(shape, frac).share, frac, lambda: pieces["b"])
-        kept = _known(value, shape) if self.rank == 0 else got[0]
+        kept = _compact(_known(value, shape)) if self.rank == 0 else got[0]
         return OwnedWeight(kept, frac, _no_mask)
 
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
@@ -174,13 +175,13 @@ class DealerSuite(Suite):
         1. Party 1 sends x1 - a.
         2. Party 0 computes (x0 + x1 - a) W + c0, party 1 a (W - B) + c1, where c0 + c1 = a B.
         """
-        pieces = self.draw(MaskedProduct(tuple(x.shape), shape, weight.mask, torch.matmul))
+        pieces = self.draw(MaskedProduct(tuple(x.shape), shape, weight.mask, ring_product))
         got = self.pass_on("masked", 1, [Spec(tuple(x.shape))], lambda: [x.share - pieces["a"]])
         frac = x.frac + weight.frac
         if self.hollow:
             return self._made(shape, frac)
         left = x.share + got[0] if self.rank == 0 else pieces["a"]
-        return Secret(torch.matmul(left, weight.share) + pieces["c"], frac)
+        return Secret(ring_product(left, weight.share) + pieces["c"], frac)
 
     def square(self, x: Secret) -> Secret:
         """[x^2] = [c] + 2 d [a] + d^2, with d = x - a opened."""
@@ -341,6 +342,12 @@ def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
     if value is None or tuple(value.shape) != shape:
         raise MpcacheError(f"the owner has no weight of shape {list(shape)}")
     return value
+
+
+def _compact(value: torch.Tensor) -> torch.Tensor:
+    """The same integers in 32 bits where they fit."""
+    low, high = value.aminmax()
+    return value.to(torch.int32) if low >= -(1 << 31) and high < 1 << 31 else value
 
 
 def _no_mask() -> torch.Tensor:

@@ -26,6 +26,11 @@ CRYPTEN_WARNINGS = (
     "baseline only: suite crypten draws its masks from torch's non-cryptographic generator",
 )
 
+DEALER_WARNING = (
+    "suite dealer protects as long as no two of party 0, party 1 and the dealer work together;"
+    " launch runs all three on one host, for measuring"
+)
+
 
 def build_report(record: RunRecord) -> dict[str, Any]:
     """The report of a run as plain values; bytes and seconds are numbers, lists are by rank.
@@ -85,6 +90,8 @@ def warnings(record: RunRecord) -> list[str]:
         found.append("synthetic weights: the text is meaningless; only times and sizes count")
     if record.config.protocol == "crypten":
         found.extend(CRYPTEN_WARNINGS)
+    if record.config.protocol == "dealer":
+        found.append(DEALER_WARNING)
     if not record.config.network.tls:
         found.append("tls is off: whoever sees the wires sees all shares")
     if record.config.verify:
@@ -120,6 +127,8 @@ def _secure(record: RunRecord) -> dict[str, Any]:
         "sent_bytes": [size / steps for size in decode["sent_bytes"]] if steps else None,
         "dealt_bytes": [size / steps for size in decode["dealt_bytes"]] if steps else None,
     }
+    if record.dealer is not None:
+        phases["dealer"] = asdict(record.dealer)
     return phases
 
 

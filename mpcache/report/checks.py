@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mpcache.report.record import (
     COUNTS,
     PHASES,
+    DealerRecord,
     Kept,
     PartyRecord,
     PredictedParty,
@@ -74,6 +75,16 @@ def measured_equals_predicted(
     return problems
 
 
+def _dealt(parties: Sequence[PartyRecord], dealer: DealerRecord | None) -> list[str]:
+    """Party 1 used exactly what the dealer emitted."""
+    if dealer is None:
+        return []
+    used = sum(int(v.get("dealt_bytes", 0)) for party in parties for v in party.scopes.values())
+    if used == dealer.dealt_bytes:
+        return []
+    return [f"the dealer dealt {dealer.dealt_bytes} bytes, the parties used {used}"]
+
+
 def kept_equals_budget(parties: Sequence[PartyRecord], expected: Kept) -> list[str]:
     """Every party's cache kept exactly the public counts, by layer and by step."""
     problems = []
@@ -90,7 +101,8 @@ def run_checks(record: RunRecord) -> dict[str, list[str]]:
     return {
         "sent_equals_received": sent_equals_received(record.parties) + _strays(record.parties),
         "rounds_agree": rounds_agree(record.parties),
-        "measured_equals_predicted": measured_equals_predicted(record.parties, record.predicted),
+        "measured_equals_predicted": measured_equals_predicted(record.parties, record.predicted)
+        + _dealt(record.parties, record.dealer),
         "kept_equals_budget": kept_equals_budget(record.parties, record.expected_kept),
     }
 

@@ -131,6 +131,20 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class DealerRecord:
+    """What the dealer of suite `dealer` says of its own work.
+
+    Attributes:
+        dealt_bytes: corrections that it emitted for party 1.
+        seconds: its work; `elapsed_seconds` also holds its waits for party 1.
+    """
+
+    dealt_bytes: int
+    seconds: float
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything that the report is made from.
 
@@ -139,6 +153,7 @@ class RunRecord:
         weights: ``pretrained`` or ``synthetic``; `weights_origin` says where they came from.
         decode_steps: how often the decode loop ran (the first token comes out of prefill).
         predicted: one entry a party, in the order of ranks.
+        dealer: what the dealer did, in suite `dealer`.
         expected_kept: the counts that the budget asks for, in the form of `PartyRecord.kept`.
     """
 
@@ -156,6 +171,7 @@ class RunRecord:
     parties: tuple[PartyRecord, ...]
     predicted: tuple[PredictedParty, ...]
     expected_kept: Kept
+    dealer: DealerRecord | None = None
 
 
 def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:

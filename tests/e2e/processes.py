@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT = 60.0  # seconds that a busy machine may take for what has no limit of its own
 LIMIT = 10.0  # seconds within which every process must have ended after a failure
 PROC = Path("/proc")
+DEALER = 2  # its place among the processes of a two-party run
 
 
 class Running:
@@ -69,12 +70,14 @@ class Running:
             pytest.fail(f"nothing in {stream}")
 
     def parties(self) -> dict[int, int]:
-        """The party processes that this one has started and that live, as rank -> pid."""
+        """The processes that this one has started and that live: rank -> pid, the dealer last."""
         found = {}
         for pid in _children(self.pid):
             words = _file(pid, "cmdline").split(b"\0")
             if b"--rank" in words:
                 found[int(words[words.index(b"--rank") + 1])] = pid
+            elif b"deal" in words:
+                found[DEALER] = pid
         self.seen.update(found)
         return found
 

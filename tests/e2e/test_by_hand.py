@@ -34,6 +34,7 @@ def deploy(start: Start, tiny: Path, tmp_path: Path) -> Deploy:
 
     def begin(
         parties: int,
+        protocol: str = "crypten",
         prompt: str = PROMPT,
         new_tokens: int = 3,
         changes: dict[int, dict[str, Any]] | None = None,
@@ -42,16 +43,18 @@ def deploy(start: Start, tiny: Path, tmp_path: Path) -> Deploy:
         last_after_the_others: bool = False,
     ) -> list[Running]:
         running = []
-        make_keys(tmp_path / "keys", parties, days=1)
-        hosts = addresses or [f"{host}:{port}" for host, port in loopback_addresses(parties)]
-        for rank in range(parties):
+        processes = parties + (protocol == "dealer")
+        make_keys(tmp_path / "keys", processes, days=1)
+        hosts = addresses or [f"{host}:{port}" for host, port in loopback_addresses(processes)]
+        for rank in range(processes):
             folder = tmp_path / f"host-{rank}"
             shutil.copytree(tiny, folder / "model")
             shutil.copytree(tmp_path / "keys", folder / "keys")
-            for other in set(range(parties)) - {rank}:
+            for other in set(range(processes)) - {rank}:
                 (folder / "keys" / f"party-{other}.key").unlink()
             values = {
                 "parties": parties,
+                "protocol": protocol,
                 "model": "model",
                 "max_new_tokens": new_tokens,
                 "network": {"addresses": hosts, "keys": "keys", "timeout_s": 5},
@@ -63,7 +66,8 @@ def deploy(start: Start, tiny: Path, tmp_path: Path) -> Deploy:
             if last_after_the_others and rank == parties - 1:
                 assert wait_for(lambda: connected(int(hosts[0].rpartition(":")[2])))
             client = ("--prompt-file", "prompt.txt") if rank == 1 else ()
-            arguments = ("party", "--rank", str(rank), "--config", "run.yaml", *client)
+            program = ("party", "--rank", str(rank)) if rank < parties else ("deal",)
+            arguments = (*program, "--config", "run.yaml", *client)
             running.append(start(*arguments, "--set", f"report={folder / 'out'}", cwd=folder))
         return running
 
@@ -87,14 +91,16 @@ def all_end(parties: list[Running]) -> None:
         assert CANARY not in party.out + party.err
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("count", "protocol"), [(2, "crypten"), (3, "crypten"), (2, "dealer")])
 def test_parties_started_by_hand(
-    deploy: Deploy, start: Start, tiny: Path, tmp_path: Path, count: int
+    deploy: Deploy, start: Start, tiny: Path, tmp_path: Path, count: int, protocol: str
 ) -> None:
-    parties = deploy(count)
+    running = deploy(count, protocol)
+    for process in running:
+        assert process.end() == 0, process.err
+        assert CANARY not in process.out + process.err
+    parties = running[:count]
     for rank, party in enumerate(parties):
-        assert party.end() == 0, party.err
-        assert CANARY not in party.out + party.err
         record = json.loads((tmp_path / f"host-{rank}" / "out" / f"party-{rank}.json").read_text())
         assert f"transcript {record['transcript'][:12]}" in party.err
         assert (record["token_ids"] != []) == (rank == 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CANARY, Start
-from .processes import LIMIT, Running, alive, wait_for
+from .conftest import CANARY, LONG_PROMPT, Start
+from .processes import DEALER, LIMIT, Running, alive, wait_for
 
 IN_PREFILL, IN_DECODE = "prefill ...", "text: "  # what the launcher prints at that point
 Launch = Callable[..., Running]
@@ -21,7 +21,7 @@ def launch(start: Start, tiny: Path, prompt_file: Path) -> Launch:
     """Start a run of two parties with these options."""
     return lambda *options: start(
         *("launch", "--parties", "2", "--model", tiny, "--prompt-file", prompt_file),
-        *("--set", "network.timeout_s=3", "--report", "run", *options),
+        *("--protocol", "crypten", "--set", "network.timeout_s=3", "--report", "run", *options),
     )
 
 
@@ -29,8 +29,8 @@ def launch(start: Start, tiny: Path, prompt_file: Path) -> Launch:
 def prefilling(launch: Launch) -> Running:
     """A run that has begun its prefill; on this network it takes longer than any limit here."""
     running = launch("--max-new-tokens", "1", "--network", "wan-slow")
+    assert wait_for(lambda: len(running.parties()) == 2)
     running.until(IN_PREFILL)
-    assert wait_for(lambda: len(running.parties()) == 2, 2.0)
     return running
 
 
@@ -80,6 +80,19 @@ def test_a_party_killed_in_decode_ends_the_launch(
     assert decoding.end(killed, LIMIT) == 1
     is_named(decoding, victim, "prefill/layer2|decode step", "prefill/next-token|decode/")
     no_result(decoding, tmp_path)
+
+
+def test_a_killed_dealer_ends_the_launch(launch: Launch, tmp_path: Path) -> None:
+    """The dealer is killed while it still deals; a long prompt gives it seconds of work."""
+    (tmp_path / "long.txt").write_text(LONG_PROMPT)
+    running = launch("--max-new-tokens", "1", "--protocol", "dealer", "--prompt-file", "long.txt")
+    assert wait_for(lambda: len(running.parties()) == 3)
+    running.until(IN_PREFILL)
+    killed = running.signal(signal.SIGKILL, running.seen[DEALER])
+    assert running.end(killed, LIMIT) == 1
+    assert "error: the dealer was killed by SIGKILL" in running.err
+    assert re.search(r"reports: (the dealer|party 2): the connection ended \(at ", running.err)
+    no_result(running, tmp_path)
 
 
 def test_a_stopped_party_ends_the_launch(decoding: Running, tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def files_with(text: str, *folders: Path) -> list[Path]:
     return [path for path in paths if text.encode() in path.read_bytes()]
 
 
-def run_watched(running: Running, scratch: Path, parties: int) -> None:
+def run_watched(running: Running, scratch: Path, processes: int) -> None:
     """Look, while the parties run, for the prompt where others on the host could read it."""
+    assert wait_for(lambda: len(running.parties()) == processes)
     running.until("prefill ...")
-    assert wait_for(lambda: len(running.parties()) == parties, 2.0)
     for pid in (running.pid, *running.seen.values()):
         assert b"mpcache" in told_to(pid)
         assert CANARY.encode() not in told_to(pid)
@@ -60,12 +60,21 @@ def run_watched(running: Running, scratch: Path, parties: int) -> None:
     assert not any(path.is_file() for path in scratch.rglob("*"))  # no keys stay behind
 
 
+@pytest.mark.parametrize(("protocol", "processes"), [("crypten", 2), ("dealer", 3)])
 def test_two_parties_to_the_end(
-    start: Start, tiny: Path, tmp_path: Path, scratch: Path, prompt_file: Path
+    start: Start,
+    tiny: Path,
+    tmp_path: Path,
+    scratch: Path,
+    prompt_file: Path,
+    protocol: str,
+    processes: int,
 ) -> None:
-    arguments = ("--parties", 2, "--model", tiny, "--prompt-file", prompt_file, "--verify")
-    running = start("launch", *map(str, arguments), "--max-new-tokens", "4", "--report", "run")
-    run_watched(running, scratch, 2)
+    running = start(
+        *("launch", "--parties", "2", "--protocol", protocol, "--model", tiny, "--verify"),
+        *("--prompt-file", prompt_file, "--max-new-tokens", "4", "--report", "run"),
+    )
+    run_watched(running, scratch, processes)
     assert CANARY not in running.out + running.err
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "report.json", "report.md"}
@@ -74,7 +83,8 @@ def test_two_parties_to_the_end(
     assert config.load(folder / "config.yaml").model == str(tiny)
     report = json.loads((folder / "report.json").read_text())
     for path, names in FIELDS.items():
-        assert set(section(report, path)) == set(names.split()), path
+        extra = {"dealer"} if (protocol, path) == ("dealer", "secure") else set()
+        assert set(section(report, path)) == set(names.split()) | extra, path
     assert all(report["checks"].values())
     assert report["model"]["weights"] == "pretrained"
     assert report["token_ids"] == report["plaintext"]["token_ids"]
@@ -93,8 +103,10 @@ def test_two_parties_to_the_end(
 def test_three_parties_with_synthetic_weights(
     start: Start, tiny: Path, tmp_path: Path, scratch: Path, prompt_file: Path
 ) -> None:
-    arguments = ("--model", tiny, "--prompt-file", prompt_file, "--weights", "synthetic")
-    running = start("launch", "--parties", "3", *map(str, arguments), "--max-new-tokens", "2")
+    running = start(
+        *("launch", "--parties", "3", "--protocol", "crypten", "--model", tiny),
+        *("--prompt-file", prompt_file, "--weights", "synthetic", "--max-new-tokens", "2"),
+    )
     run_watched(running, scratch, 3)
     assert CANARY not in running.out + running.err
     assert "text (MEANINGLESS: synthetic weights): " in running.out
@@ -125,8 +137,8 @@ def test_a_failing_check_is_no_result(
         return dataclasses.replace(said, scopes={**said.scopes, scope: entry})
 
     monkeypatch.setattr(launching.PredictedParty, "of", staticmethod(off_by_one))
-    values = {"model": str(tiny), "max_new_tokens": 1, "prompt": PROMPT}
-    settings = config.load(None, {**values, "report": str(tmp_path / "run")})
+    values = {"model": str(tiny), "max_new_tokens": 1, "protocol": "crypten"}
+    settings = config.load(None, {**values, "prompt": PROMPT, "report": str(tmp_path / "run")})
     with pytest.raises(MpcacheError, match=r"measured_equals_predicted.*party 1, prefill/next"):
         launching.launch(settings, Console(highlight=False))
     checks = json.loads((tmp_path / "run" / "report.json").read_text())["checks"]

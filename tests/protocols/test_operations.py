@@ -202,6 +202,10 @@ FUNCTIONS = [
     *(Case(f"reciprocal-{upper:g}", partial(reciprocal, upper=upper), (between(1, upper, 63),),
            lambda x: 1 / x, partial(bounds.reciprocal, upper=upper))
       for upper in (2.0, 63.0, 64.0, 500.0)),
+    Case("reciprocal-edges",  # where the first guess is farthest off
+         partial(reciprocal, upper=2.0),
+         (torch.tensor([1.0, 2**0.5, 1.99, 2 - UNIT, 2.0], dtype=torch.float64).repeat(9),),
+         lambda x: 1 / x, partial(bounds.reciprocal, upper=2.0)),
     Case("reciprocal-powers", partial(reciprocal, upper=64.0), (2.0 ** torch.arange(7),),
          lambda x: 1 / x, partial(bounds.reciprocal, upper=64.0)),
     Case("inverse-sqrt", inverse_sqrt, (torch.cat([between(1, 4, 500), torch.ones(1)]),),

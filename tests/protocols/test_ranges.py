@@ -47,7 +47,7 @@ def test_softmax_of_scores_of_thousands(world: int) -> None:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_hidden_scores_count_nothing_even_when_they_are_greatest(world: int) -> None:
-    scores = torch.tensor([[1500.0, 1, 2, 1999], [-1999, 2000, 2000, 2000]]).double()
+    scores = torch.tensor([[1500.0, 1, 2, 1999], [-2047, 2000, 2000, 2000]]).double()
     visible = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]])
     (got,) = perform(world, softmax, [scores], visible=visible).results
     bound = bounds.softmax(scores, TRUNCATION[world], visible=visible) * UNIT

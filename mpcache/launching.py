@@ -6,7 +6,8 @@ import base64
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,13 @@ def launch(config: RunConfig, console: Console) -> int:
         f" {config.cache.policy}",
         soft_wrap=True,
     )
+    screen = _Screen(console, source, config)
+    predicting = _Beside(lambda: predict_run(config, source.spec, len(ids)))
     twin = Twin(config, source.spec, source.load())
     with console.status("plaintext twin"):
         plain = twin.generate(ids)
-    with console.status("predicting rounds and bytes"):
-        prediction = predict_run(config, source.spec, len(ids))
-    screen = _Screen(console, source, config)
     _run_parties(config, run_id, ids, screen)
+    prediction = predicting.result()
     if set(screen.results) != set(range(config.parties)):
         raise MpcacheError("a party ended without its result; no report can be made")
     agreement = _agreement(twin, ids, plain, screen)
@@ -100,6 +101,29 @@ def launch(config: RunConfig, console: Console) -> int:
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
     return 0
+
+
+class _Beside:
+    """Computes the prediction while other work goes on; a failed run does not wait for it."""
+
+    def __init__(self, compute: Callable[[], Prediction]) -> None:
+        self._compute = compute
+        self._result: Prediction | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="prediction", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._compute()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Prediction:
+        self._thread.join()
+        if self._result is None:
+            raise MpcacheError("the prediction failed") from self._error
+        return self._result
 
 
 def generate_plain(config: RunConfig, console: Console) -> int:

@@ -1,0 +1,29 @@
+"""Compile the CPU kernels once, so that no run waits for it: ``python -m mpcache.kernels.warm``."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcache.kernels.ring import prepare, ring_product
+
+_ROWS = (1, 3, 80, 600)  # one of each way that `choose` may pick
+_DTYPES = (torch.int64, torch.int32, torch.int16)
+
+
+def warm() -> None:
+    """Call every kernel on small operands of every dtype and layout; the compiler caches them."""
+    for dtype in _DTYPES:
+        stored = torch.ones(64, 96, dtype=dtype)
+        for weight in (stored, stored.t().contiguous().t()):
+            for rows in _ROWS:
+                x = torch.ones(rows, 64, dtype=torch.int64)
+                assert int(ring_product(x, weight)[0, 0]) == 64
+            prepared = prepare(weight)
+            assert int(ring_product(torch.ones(2, 64, dtype=torch.int64), prepared)[0, 0]) == 64
+    batch = torch.ones(2, 64, 96, dtype=torch.int64)
+    for weight in (batch, batch.transpose(1, 2).contiguous().transpose(1, 2)):
+        assert int(ring_product(torch.ones(2, 1, 64, dtype=torch.int64), weight)[0, 0, 0]) == 64
+
+
+if __name__ == "__main__":
+    warm()

@@ -64,7 +64,7 @@ def test_measured_equals_predicted_in_every_scope(name: str, world: int) -> None
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_two_prompts_of_one_length_leave_one_transcript(world: int) -> None:
-    settings = config(world, owner=world - 1, client=0)
+    settings = config(world, owner=world - 1, client=0, max_new_tokens=2)
     first, second = run(settings, LLAMA), run(settings, LLAMA, OTHER_PROMPT)
     assert first[0].generation.ids != second[0].generation.ids, "the prompts do matter"
     for one, two in zip(first, second, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import sys
 import tempfile
@@ -43,7 +44,8 @@ from mpcache.report.record import (
 )
 from mpcache.session import encode_prompt
 
-# Big tensors come and go at every product; keeping their pages saves a third of the time.
+# In suite crypten tensors as big as the weights come and go at every product; keeping their
+# pages saves a third of the time.
 _KEEP_PAGES = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -73,14 +75,14 @@ def launch(config: RunConfig, console: Console) -> int:
     )
     screen = _Screen(console, source, config)
     predicting = _Beside(lambda: predict_run(config, source.spec, len(ids)))
-    twin = Twin(config, source.spec, source.load())
     with console.status("plaintext twin"):
-        plain = twin.generate(ids)
+        plain = Twin(config, source.spec, source.lazy()).generate(ids)
+    gc.collect()  # the twin's weights make room for the parties'
     _run_parties(config, run_id, ids, screen)
     prediction = predicting.result()
     if set(screen.results) != set(range(config.parties)):
         raise MpcacheError("a party ended without its result; no report can be made")
-    agreement = _agreement(twin, ids, plain, screen)
+    agreement = _agreement(config, source, ids, plain, screen)
     record = RunRecord(
         run_id=run_id,
         config=config,
@@ -129,7 +131,7 @@ class _Beside:
 def generate_plain(config: RunConfig, console: Console) -> int:
     """Run the plaintext twin alone and stream its text."""
     source, ids = _prepare(config, console)
-    twin = Twin(config, source.spec, source.load())
+    twin = Twin(config, source.spec, source.lazy())
     decoder = source.tokenizer().stream()
 
     def show(position: int, token: int | None) -> None:
@@ -169,9 +171,30 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     source.check()
     ids = encode_prompt(config, source, read_prompt(config))
     check_prompt(source, ids, config.max_new_tokens)
+    _check_memory(config, source)
     if source.notice:
         print_warnings(console, [source.notice])
     return source, ids
+
+
+# Bytes a weight that the parties of a suite hold together, at the least.
+_WEIGHT_BYTES = {"dealer": 2 + 8, "crypten": 8}
+
+
+def _check_memory(config: RunConfig, source: Source) -> None:
+    """Refuse a model whose shares cannot fit, instead of being killed half-way."""
+    weights = source.spec.parameters
+    each = _WEIGHT_BYTES[config.protocol] * (config.parties if config.protocol == "crypten" else 1)
+    try:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return
+    if weights * each > available:
+        raise UsageError(
+            f"{source.spec.name} has {weights / 1e9:.1f} billion weights: the parties' shares alone"
+            f" take {weights * each / 1e9:.0f} GB, and this machine has {available / 1e9:.0f} GB;"
+            " choose a smaller model, or run each party on a host of its own (mpcache party)"
+        )
 
 
 def _check_device(config: RunConfig) -> None:
@@ -203,16 +226,13 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Sc
                 peer_name(rank),
                 [*program, "--rank", str(rank), "--config", str(path), "--events"],
                 {"session": run_id} | ({"prompt": list(ids)} if rank == config.client else {}),
-                os.environ | _KEEP_PAGES,
+                os.environ | (_KEEP_PAGES if config.protocol == "crypten" else {}),
             )
             for rank in range(config.parties)
         ]
         if config.protocol == "dealer":
             argv = [sys.executable, "-m", "mpcache", "deal", "--config", str(path), "--events"]
-            environment = os.environ | _KEEP_PAGES
-            commands.append(
-                PartyCommand(DEALER, "the dealer", argv, {"session": run_id}, environment)
-            )
+            commands.append(PartyCommand(DEALER, "the dealer", argv, {"session": run_id}))
         with screen:
             exits = supervise(commands, screen.on_event)
     message = failure(exits)
@@ -302,10 +322,12 @@ def _plain_run(plain: Generation, steps: int) -> PlainRun:
     )
 
 
-def _agreement(twin: Twin, ids: Sequence[int], plain: Generation, screen: _Screen) -> Agreement:
+def _agreement(
+    config: RunConfig, source: Source, ids: Sequence[int], plain: Generation, screen: _Screen
+) -> Agreement:
     """Compare token by token with what the twin says on the same prefix, under the same policy."""
-    if screen.ids != plain.ids:
-        plain = twin.generate(ids, forced=screen.ids)
+    if screen.ids != plain.ids:  # the twin's weights were let go; load them again
+        plain = Twin(config, source.spec, source.lazy()).generate(ids, forced=screen.ids)
     ties = []
     for position, (token, own) in enumerate(zip(screen.ids, plain.ids, strict=True)):
         if token != own:

@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 
 from mpcache import __version__
-from mpcache.config import RunConfig, digest
+from mpcache.config import BUILT_IN_PROMPT, RunConfig, digest
 from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
 from mpcache.kernels.prg import Stream
@@ -44,6 +44,7 @@ from mpcache.protocols.ledger import Ledger
 from mpcache.report.files import run_folder, write_atomic
 
 BY_HAND = "by hand"
+BUILT_IN_TOKENS = 128
 
 
 def party_main(
@@ -160,7 +161,7 @@ def _run(
         ids = _prompt_ids(config, source, prompt)
         if isinstance(voice, _ByHand):
             voice.decoder = source.tokenizer().stream()
-    tensors = source.load() if owner else None
+    tensors = source.lazy() if owner else None
     ledger = Ledger(rank, config.parties)
     ledger.on_enter = lambda path: _report_progress(voice, path)
     voice.where("connect")
@@ -278,7 +279,9 @@ def encode_prompt(config: RunConfig, source: Source, prompt: str) -> list[int]:
     """A prompt as token ids, in the model's chat form where it has one and `chat` is on."""
     tokenizer = source.tokenizer()
     ids = tokenizer.chat(prompt) if config.chat else None
-    return tokenizer.encode(prompt) if ids is None else ids
+    ids = tokenizer.encode(prompt) if ids is None else ids
+    # A stand-in takes one token a byte: of the built-in prompt, as many as a real one would.
+    return ids[:BUILT_IN_TOKENS] if tokenizer.meaningless and prompt == BUILT_IN_PROMPT else ids
 
 
 def _report_progress(voice: Any, path: str) -> None:

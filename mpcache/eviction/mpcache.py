@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import matmul, scale, settle
@@ -252,7 +254,11 @@ class MPCacheCache(Cache):
         level1 = top_k(machine, far, choice.coarse_picks, **SIMILARITY)
         inner = matmul(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
         candidates = machine.cat([near[:, :head], inner, near[:, tail:]], 1)
-        level2 = top_k(machine, candidates, choice.picks, **SIMILARITY)
+        if choice.picks == candidates.shape[1]:  # level 1 has left no more than may be kept
+            every = torch.eye(choice.picks, dtype=torch.float64).expand(heads, -1, -1)
+            level2 = machine.shift(machine.zeros_like(level1, tuple(every.shape)), every)
+        else:
+            level2 = top_k(machine, candidates, choice.picks, **SIMILARITY)
         edge = head + choice.coarse_picks * per
         spread = level2[..., head:edge].reshape(heads, choice.picks, choice.coarse_picks, per)
         spread = spread.transpose(2, 3).reshape(heads, choice.picks * per, choice.coarse_picks)

@@ -56,8 +56,13 @@ class Stream:
         if sys.byteorder != "little":
             raise UsageError("Streams are read as little-endian words; this machine is not.")
         block = number.to_bytes(8, "big") + bytes(8)
+        self._seed = seed
         self._cipher = Cipher(algorithms.AES(seed), modes.CTR(block)).encryptor()
         self._position = 0
+
+    def branch(self, number: int) -> Stream:
+        """Stream `number` of the same seed, from its beginning; apart from all other numbers."""
+        return Stream(self._seed, number)
 
     def __repr__(self) -> str:
         return f"Stream(at byte {self._position})"

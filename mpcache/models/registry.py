@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -113,9 +113,32 @@ class Source:
         self.check()
         return {name: self.backend.tensor(name) for name in self.spec.shapes()}
 
+    def lazy(self) -> Mapping[str, torch.Tensor]:
+        """As `load`, but each weight is read when it is looked up, and not kept."""
+        self.check()
+        return _Lazy(self)
+
     def tokenizer(self) -> Codec:
         """The model's tokenizer; a meaningless stand-in where synthetic weights have none."""
         return self.backend.tokenizer()
+
+
+class _Lazy(Mapping[str, torch.Tensor]):
+    """Weights by canonical name, read on every look-up."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._shapes = source, source.spec.shapes()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._shapes:
+            raise KeyError(name)
+        return self._source.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def find(model: str, weights: Weights = "auto", seed: int = 0) -> Source:

@@ -28,6 +28,10 @@ class Randomness(Protocol):
         """Uniform int64 [shape]."""
         ...
 
+    def branch(self, number: int) -> Randomness:
+        """Other randomness of the same seed, which can be had again by its number, 1 or more."""
+        ...
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -144,16 +148,6 @@ class Truncated(Correlation):
 
     def complete(self, whole: Pieces) -> Pieces:
         return {"high": logical_shift(whole["r"], self.bits), "top": logical_shift(whole["r"], 63)}
-
-
-class WeightMask(Correlation):
-    """B: masks a weight that party 0 owns; drawn from its seed, so the dealer knows it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.pieces = (Piece("b", shape, holder=0),)
-
-    def complete(self, whole: Pieces) -> Pieces:
-        return {}
 
 
 class MaskedProduct(Correlation):

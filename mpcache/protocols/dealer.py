@@ -6,6 +6,7 @@ owns the weights and works with them in the clear; party 1 never learns them.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
@@ -28,7 +29,6 @@ from mpcache.protocols.correlation import (
     Squared,
     Triple,
     Truncated,
-    WeightMask,
     logical_shift,
 )
 from mpcache.protocols.ledger import Ledger, Prediction
@@ -39,6 +39,7 @@ from mpcache.protocols.setting import Setting
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Messages = Callable[[], list[torch.Tensor]]
 ROOM = 1 << 62  # |x| stays below this before a truncation
+KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
 EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
 
@@ -46,8 +47,8 @@ EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public 
 class OwnedWeight(Secret):
     """A weight matrix that party 0 holds in the clear.
 
-    `share` is W at party 0, in 32 bits where they suffice, and W - B at party 1; `mask` yields B
-    at the dealer.
+    `share` is W at party 0, in 16 or 32 bits where they suffice, and W - B at party 1; `mask`
+    yields B at the dealer.
     """
 
     __slots__ = ("mask",)
@@ -113,13 +114,16 @@ class DealerSuite(Suite):
 
     def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
         """A weight for products: party 0 sends W - B once, party 1 keeps it."""
-        correlation = WeightMask(shape)
-        pieces = self.draw(correlation)
-        got = self.pass_on("weight", 0, [Spec(shape)], lambda: [_known(value, shape) - pieces["b"]])
+        mask = self.weight_mask(shape)
+        got = self.pass_on("weight", 0, [Spec(shape)], lambda: [_known(value, shape) - mask()])
         if self.hollow:
-            return OwnedWeight(self._made(shape, frac).share, frac, lambda: pieces["b"])
+            return OwnedWeight(self._made(shape, frac).share, frac, mask)
         kept = _compact(_known(value, shape)) if self.rank == 0 else got[0]
         return OwnedWeight(kept, frac, _no_mask)
+
+    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        """How to get the next weight's mask B: from party 0's seed, by the weight's number."""
+        return _no_mask
 
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
         self.opened(why, "everyone" if to is None else "client", x.share.numel())
@@ -345,9 +349,12 @@ def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _compact(value: torch.Tensor) -> torch.Tensor:
-    """The same integers in 32 bits where they fit."""
+    """The same integers in 16 or 32 bits where they fit."""
     low, high = value.aminmax()
-    return value.to(torch.int32) if low >= -(1 << 31) and high < 1 << 31 else value
+    for dtype in (torch.int16, torch.int32):
+        if low >= torch.iinfo(dtype).min and high <= torch.iinfo(dtype).max:
+            return value.to(dtype)
+    return value
 
 
 def _no_mask() -> torch.Tensor:
@@ -378,6 +385,7 @@ class OnlineDealer(DealerSuite):
         super().__init__(setting)
         self.rank, self.channel, self.ledger = channel.rank, channel, ledger
         self.seed, self.corrections = seed, corrections
+        self._weights = 0
 
     def draw(self, correlation: Correlation) -> Pieces:
         pieces = correlation.draw(self.rank, self.seed)
@@ -387,6 +395,11 @@ class OnlineDealer(DealerSuite):
                     pieces[piece.name] = self.corrections.ring(piece.shape)
             self.ledger.entry().dealt_bytes += correlation.dealt_bytes
         return pieces
+
+    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        self._weights += 1
+        number = self._weights
+        return lambda: self.seed.branch(number).ring(shape)
 
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
         peer = 1 - self.rank
@@ -449,6 +462,8 @@ class Dealing(DealerSuite):
         super().__init__(setting)
         self.seeds, self.emit = seeds, emit
         self.dealt_bytes = 0
+        self._weights = 0
+        self._room = KEPT_MASKS
 
     def draw(self, correlation: Correlation) -> Pieces:
         zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
@@ -457,7 +472,16 @@ class Dealing(DealerSuite):
             if piece.corrected:
                 self.emit(fixed[piece.name])
         self.dealt_bytes += correlation.dealt_bytes
-        return zero if isinstance(correlation, WeightMask) else {}
+        return {}
+
+    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        self._weights += 1
+        number, size = self._weights, 8 * math.prod(shape)
+        if size > self._room:
+            return lambda: self.seeds[0].branch(number).ring(shape)
+        self._room -= size
+        kept = self.seeds[0].branch(number).ring(shape)
+        return lambda: kept
 
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
         return []

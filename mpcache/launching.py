@@ -74,12 +74,12 @@ def launch(config: RunConfig, console: Console) -> int:
         soft_wrap=True,
     )
     screen = _Screen(console, source, config)
-    predicting = _Beside(lambda: predict_run(config, source.spec, len(ids)))
-    with console.status("plaintext twin"):
-        plain = Twin(config, source.spec, source.lazy()).generate(ids)
-    gc.collect()  # the twin's weights make room for the parties'
-    _run_parties(config, run_id, ids, screen)
-    prediction = predicting.result()
+    with _Beside(lambda go_on: predict_run(config, source.spec, len(ids), go_on)) as predicting:
+        with console.status("plaintext twin"):
+            plain = Twin(config, source.spec, source.lazy()).generate(ids)
+        gc.collect()  # the twin's weights make room for the parties'
+        _run_parties(config, run_id, ids, screen)
+        prediction = predicting.result()
     if set(screen.results) != set(range(config.parties)):
         raise MpcacheError("a party ended without its result; no report can be made")
     agreement = _agreement(config, source, ids, plain, screen)
@@ -105,21 +105,37 @@ def launch(config: RunConfig, console: Console) -> int:
     return 0
 
 
-class _Beside:
-    """Computes the prediction while other work goes on; a failed run does not wait for it."""
+class _Stopped(Exception):
+    """The prediction is not wanted any more."""
 
-    def __init__(self, compute: Callable[[], Prediction]) -> None:
-        self._compute = compute
+
+class _Beside:
+    """Makes the prediction while other work goes on, and drops it when the context ends early."""
+
+    def __init__(self, predict: Callable[[Callable[[str], None]], Prediction]) -> None:
+        self._predict = predict
+        self._stop = threading.Event()
         self._result: Prediction | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="prediction", daemon=True)
+
+    def __enter__(self) -> _Beside:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._result = self._compute()
+            self._result = self._predict(self._go_on)
         except BaseException as error:
             self._error = error
+
+    def _go_on(self, path: str) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
     def result(self) -> Prediction:
         self._thread.join()

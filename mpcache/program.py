@@ -85,9 +85,19 @@ class Twin:
             return generate(self.machine, self.model, policy_of(self.config), request, on_token)
 
 
-def predict(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Prediction:
-    """What every party of the run sends, from walking the same text without data."""
+def predict(
+    config: RunConfig,
+    spec: ModelSpec,
+    prompt_tokens: int,
+    on_enter: Callable[[str], None] | None = None,
+) -> Prediction:
+    """What every party of the run sends, from walking the same text without data.
+
+    Args:
+        on_enter: called with every scope's path; what it raises ends the walk.
+    """
     prediction = Prediction(config.parties)
+    prediction.on_enter = on_enter
     setting = setting_of(config)
     suite: Suite
     with prediction.scope("setup"):

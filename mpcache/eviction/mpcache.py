@@ -255,7 +255,7 @@ class MPCacheCache(Cache):
         inner = matmul(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
         candidates = machine.cat([near[:, :head], inner, near[:, tail:]], 1)
         if choice.picks == candidates.shape[1]:  # level 1 has left no more than may be kept
-            every = torch.eye(choice.picks, dtype=torch.float64).expand(heads, -1, -1)
+            every = torch.eye(choice.picks).expand(heads, -1, -1)
             level2 = machine.shift(machine.zeros_like(level1, tuple(every.shape)), every)
         else:
             level2 = top_k(machine, candidates, choice.picks, **SIMILARITY)

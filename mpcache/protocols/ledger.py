@@ -164,6 +164,8 @@ class Prediction(Scopes):
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         self._path.append(name)
+        if self.on_enter is not None:
+            self.on_enter(self.path)
         for ledger in self.ranks:
             ledger._path.append(name)
         try:

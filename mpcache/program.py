@@ -19,7 +19,7 @@ from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import Randomness
 from mpcache.protocols.counting import CountingCrypten
-from mpcache.protocols.dealer import Corrections, CountingDealer, Dealing, OnlineDealer
+from mpcache.protocols.dealer_roles import Corrections, CountingDealer, Dealing, OnlineDealer
 from mpcache.protocols.ledger import Prediction, Scopes
 from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
 from mpcache.protocols.setting import Setting

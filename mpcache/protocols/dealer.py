@@ -6,16 +6,15 @@ owns the weights and works with them in the clear; party 1 never learns them.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.kernels.ring import ring_product
-from mpcache.protocols.channel import Channel, Spec
+from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import (
     DIGIT,
     Borrow,
@@ -24,14 +23,12 @@ from mpcache.protocols.correlation import (
     Lookup,
     MaskedProduct,
     Pieces,
-    Randomness,
     Signs,
     Squared,
     Triple,
     Truncated,
     logical_shift,
 )
-from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.operation import Suite
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
@@ -39,7 +36,6 @@ from mpcache.protocols.setting import Setting
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Messages = Callable[[], list[torch.Tensor]]
 ROOM = 1 << 62  # |x| stays below this before a truncation
-KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
 EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
 
@@ -60,7 +56,8 @@ class OwnedWeight(Secret):
 class DealerSuite(Suite):
     """What all readings of the suite have in common: each primitive's correlation and messages.
 
-    Subclasses run it (`OnlineDealer`), count it (`CountingDealer`) or deal for it (`Dealing`).
+    Subclasses (`dealer_roles`) run it (`OnlineDealer`), count it (`CountingDealer`) or deal for it
+    (`Dealing`).
     Where `hollow`, secrets have no data and only shapes are followed.
     """
 
@@ -359,137 +356,3 @@ def _compact(value: torch.Tensor) -> torch.Tensor:
 
 def _no_mask() -> torch.Tensor:
     raise MpcacheError("only the dealer knows a weight's mask")
-
-
-class Corrections(Protocol):
-    """Where party 1 gets its corrections from, in the order of use."""
-
-    def ring(self, shape: Sequence[int]) -> torch.Tensor:
-        """The next correction, int64 [shape]."""
-        ...
-
-
-class OnlineDealer(DealerSuite):
-    """The run: one party, its seed, and (at party 1) the dealer's corrections."""
-
-    hollow = False
-
-    def __init__(
-        self,
-        setting: Setting,
-        channel: Channel,
-        ledger: Ledger,
-        seed: Randomness,
-        corrections: Corrections | None,
-    ) -> None:
-        super().__init__(setting)
-        self.rank, self.channel, self.ledger = channel.rank, channel, ledger
-        self.seed, self.corrections = seed, corrections
-        self._weights = 0
-
-    def draw(self, correlation: Correlation) -> Pieces:
-        pieces = correlation.draw(self.rank, self.seed)
-        if self.corrections is not None:
-            for piece in correlation.pieces:
-                if piece.corrected:
-                    pieces[piece.name] = self.corrections.ring(piece.shape)
-            self.ledger.entry().dealt_bytes += correlation.dealt_bytes
-        return pieces
-
-    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        self._weights += 1
-        number = self._weights
-        return lambda: self.seed.branch(number).ring(shape)
-
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        peer = 1 - self.rank
-        return self.channel.exchange(kind, {peer: messages()}, {peer: list(specs)})[peer]
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        if self.rank == source:
-            self.channel.exchange(kind, {1 - source: messages()}, {})
-            return []
-        return self.channel.exchange(kind, {}, {source: list(specs)})[source]
-
-    def opened(self, why: str, to: str, values: int) -> None:
-        self.ledger.opened(why, to, values)
-
-
-class CountingDealer(DealerSuite):
-    """The cost: counts messages and corrections without data."""
-
-    hollow = True
-
-    def __init__(self, setting: Setting, prediction: Prediction) -> None:
-        super().__init__(setting)
-        self.prediction = prediction
-
-    def draw(self, correlation: Correlation) -> Pieces:
-        self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
-        return {}
-
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        self.prediction.step(kind, {(0, 1): specs, (1, 0): specs})
-        return []
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        self.prediction.step(kind, {(source, 1 - source): specs})
-        return []
-
-    def opened(self, why: str, to: str, values: int) -> None:
-        self.prediction.opened(why, to, values)
-
-
-class Dealing(DealerSuite):
-    """The dealer's walk: knows both seeds, emits party 1's corrections in the order of use.
-
-    Args:
-        emit: takes each correction, int64.
-    """
-
-    hollow = True
-
-    def __init__(
-        self,
-        setting: Setting,
-        seeds: tuple[Randomness, Randomness],
-        emit: Callable[[torch.Tensor], None],
-    ) -> None:
-        super().__init__(setting)
-        self.seeds, self.emit = seeds, emit
-        self.dealt_bytes = 0
-        self._weights = 0
-        self._room = KEPT_MASKS
-
-    def draw(self, correlation: Correlation) -> Pieces:
-        zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
-        fixed = correlation.corrections(zero, one)
-        for piece in correlation.pieces:
-            if piece.corrected:
-                self.emit(fixed[piece.name])
-        self.dealt_bytes += correlation.dealt_bytes
-        return {}
-
-    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        self._weights += 1
-        number, size = self._weights, 8 * math.prod(shape)
-        if size > self._room:
-            return lambda: self.seeds[0].branch(number).ring(shape)
-        self._room -= size
-        kept = self.seeds[0].branch(number).ring(shape)
-        return lambda: kept
-
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        return []
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        return []
-
-    def opened(self, why: str, to: str, values: int) -> None:
-        return None

@@ -24,7 +24,7 @@ from mpcache.parties.transport import Wires
 from mpcache.protocols.comparison import maximum
 from mpcache.protocols.correlation import Exponents, Lookup, Signs, Truncated, layout
 from mpcache.protocols.counting import hollow
-from mpcache.protocols.dealer import CountingDealer, Dealing, OnlineDealer
+from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
 from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.operation import SecureMachine
 from mpcache.protocols.setting import Setting

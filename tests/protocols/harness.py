@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from mpcache.errors import MpcacheError
 from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
 from mpcache.protocols import crypten
@@ -45,6 +46,22 @@ class SeededMasks:
         name = threading.current_thread().name
         self._drawn[name] += 1
         return random.Random(f"{name}, {self._drawn[name]}").getrandbits(bits)
+
+
+class Tape:
+    """Corrections as the dealer emits them, read once and in order."""
+
+    def __init__(self) -> None:
+        self.items: list[torch.Tensor] = []
+        self.at = 0
+
+    def ring(self, shape: Sequence[int]) -> torch.Tensor:
+        if self.at == len(self.items):
+            raise MpcacheError("nothing is left")
+        item = self.items[self.at]
+        self.at += 1
+        assert tuple(item.shape) == tuple(shape)
+        return item
 
 
 def on_parties(world: int, program: Callable[[SecureMachine, Wires], T]) -> list[T]:

@@ -29,28 +29,12 @@ from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.operation import SecureMachine
 from mpcache.protocols.setting import Setting
 
-from .harness import UNIT, counts, listed
+from .harness import UNIT, Tape, counts, listed
 from .test_operations import CASES, Case, normal, operate
 
 SETTING = Setting(suite="dealer")
 # |x| < 2^15 is what a comparison of this suite reads; these cases go beyond on purpose.
 BEYOND = {"negative-edges", "relu"}
-
-
-class Tape:
-    """Corrections as the dealer emits them, read once and in order."""
-
-    def __init__(self) -> None:
-        self.items: list[torch.Tensor] = []
-        self.at = 0
-
-    def ring(self, shape: Sequence[int]) -> torch.Tensor:
-        if self.at == len(self.items):
-            raise MpcacheError("nothing is left")
-        item = self.items[self.at]
-        self.at += 1
-        assert tuple(item.shape) == tuple(shape)
-        return item
 
 
 @dataclass

@@ -12,14 +12,15 @@ import torch
 from mpcache import config as configuration
 from mpcache.config import RunConfig
 from mpcache.generation import Generation
+from mpcache.kernels.prg import Stream
 from mpcache.models.spec import ModelSpec
 from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
-from mpcache.program import run_secure
+from mpcache.program import Dealt, deal, run_secure
 from mpcache.protocols import crypten
 from mpcache.protocols.ledger import Ledger
 
-from .harness import SeededMasks
+from .harness import SeededMasks, Tape
 
 LLAMA = ModelSpec(
     "tiny-llama", "llama", layers=2, hidden=16, heads=4, kv_heads=2, head_dim=4, ffn=20, vocab=37,
@@ -70,8 +71,12 @@ class Party:
 def run(
     settings: RunConfig, spec: ModelSpec, prompt: Sequence[int] = PROMPT, timeout_s: float = 60.0
 ) -> list[Party]:
-    """All parties of a run; weights at their owner only, the prompt at the client only."""
+    """All parties of a run; weights at their owner only, the prompt at the client only.
+
+    In suite `dealer` everything is dealt before, and nothing may be left over.
+    """
     tensors = weights(spec)
+    dealt, tape = _deal(settings, spec, len(prompt))
 
     def program(wires: Wires) -> Party:
         told: list[tuple[int, int | None]] = []
@@ -82,8 +87,22 @@ def run(
             tensors if wires.rank == settings.owner else None,
             prompt if wires.rank == settings.client else None,
             lambda position, token: told.append((position, token)),
+            dealt[wires.rank] if dealt else None,
         )
         return Party(generation, wires.ledger, told)
 
     with mock.patch.object(crypten, "secrets", SeededMasks()):
-        return run_parties(settings.parties, program, timeout_s=timeout_s)
+        parties = run_parties(settings.parties, program, timeout_s=timeout_s)
+    assert tape.at == len(tape.items), "corrections were left over"
+    return parties
+
+
+def _deal(settings: RunConfig, spec: ModelSpec, prompt_tokens: int) -> tuple[list[Dealt], Tape]:
+    """What each party holds from the dealer, and the tape that party 1 reads."""
+    tape = Tape()
+    if settings.protocol != "dealer":
+        return [], tape
+    seeds = [bytes([rank]) * 16 for rank in range(2)]
+    streams = Stream(seeds[0]), Stream(seeds[1])
+    deal(settings, spec, prompt_tokens, streams, tape.items.append)
+    return [Dealt(Stream(seeds[0]), None), Dealt(Stream(seeds[1]), tape)], tape

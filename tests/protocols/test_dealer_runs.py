@@ -1,0 +1,64 @@
+"""Whole runs in suite `dealer`: the twin's tokens, one transcript, nothing dealt in vain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mpcache.generation import NEXT_TOKEN, VERIFY
+from mpcache.models.spec import ModelSpec
+from mpcache.program import Twin, predict
+
+from .harness import counts
+from .tiny import FULL, MPCACHE, PROMPT, SPECS, config, run, weights
+
+LOGITS = 0.02  # measured: 0.004 at most, where logits spread over 2 and more
+
+
+@pytest.mark.parametrize("cache", [MPCACHE, FULL], ids=["mpcache", "full"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> None:
+    settings = config(2, cache, protocol="dealer", verify=True)
+    parties = run(settings, spec)
+    client = parties[1].generation
+    twin = Twin(settings, spec, weights(spec)).generate(PROMPT, forced=client.ids)
+    assert client.ids == twin.ids
+    for opened, plain in zip(client.logits, twin.logits, strict=True):
+        assert float((opened - plain.reshape(-1)).abs().max()) < LOGITS
+    assert parties[0].generation.ids == [] and parties[0].generation.logits == []
+    for party, prediction in zip(parties, predict(settings, spec, len(PROMPT)).ranks, strict=True):
+        assert counts(party.ledger) == counts(prediction)
+        assert party.ledger.transcript.hexdigest() == prediction.transcript.hexdigest()
+        reasons = {(opening.why, opening.to) for opening in party.ledger.openings}
+        assert reasons == {(NEXT_TOKEN, "client"), (VERIFY, "client")}
+
+
+def test_two_prompts_of_one_length_leave_one_transcript() -> None:
+    settings = config(2, protocol="dealer")
+    spec = SPECS["llama"]
+    other = [(token * 7 + 3) % spec.vocab for token in PROMPT]
+    one, two = run(settings, spec, PROMPT), run(settings, spec, other)
+    assert one[1].generation.ids != two[1].generation.ids
+    for first, second in zip(one, two, strict=True):
+        assert first.ledger.transcript.hexdigest() == second.ledger.transcript.hexdigest()
+        assert counts(first.ledger) == counts(second.ledger)
+
+
+def test_party_one_never_holds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix that party 1 keeps differs from the owner's in all but chance elements."""
+    from mpcache.protocols.dealer import DealerSuite
+
+    kept: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    original = DealerSuite.matrix
+
+    def spy(self: DealerSuite, *args: object) -> object:
+        made = original(self, *args)  # type: ignore[arg-type]
+        if not self.hollow:
+            kept[self.rank].append(made.share)
+        return made
+
+    monkeypatch.setattr(DealerSuite, "matrix", spy)
+    run(config(2, protocol="dealer", max_new_tokens=1), SPECS["opt"])
+    assert len(kept[0]) == len(kept[1]) > 0
+    for own, masked in zip(kept[0], kept[1], strict=True):
+        assert not (own.long() == masked).any()

@@ -193,8 +193,9 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     return source, ids
 
 
-# Bytes a weight that the parties of a suite hold together, at the least.
-_WEIGHT_BYTES = {"dealer": 2 + 8, "crypten": 8}
+# Bytes a weight that a suite needs at the least: in suite dealer 2 at the owner and 8 at party 1;
+# in suite crypten 8 at each party, and half as much while the largest products are under way.
+_WEIGHT_BYTES = {"dealer": 2 + 8, "crypten": 8 + 4}
 
 
 def _check_memory(config: RunConfig, source: Source) -> None:
@@ -207,7 +208,7 @@ def _check_memory(config: RunConfig, source: Source) -> None:
         return
     if weights * each > available:
         raise UsageError(
-            f"{source.spec.name} has {weights / 1e9:.1f} billion weights: the parties' shares alone"
+            f"{source.spec.name} has {weights / 1e9:.1f} billion weights: the parties"
             f" take {weights * each / 1e9:.0f} GB, and this machine has {available / 1e9:.0f} GB;"
             " choose a smaller model, or run each party on a host of its own (mpcache party)"
         )

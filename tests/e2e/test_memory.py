@@ -21,5 +21,5 @@ def test_a_model_beyond_the_memory_is_refused(
     config = load(
         None, {"protocol": protocol, "model": "opt-125m", "weights": "synthetic", "prompt": "a b"}
     )
-    with pytest.raises(UsageError, match="0.1 billion weights.*this machine has 1 GB"):
+    with pytest.raises(UsageError, match=r"0\.1 billion weights.*this machine has 1 GB"):
         launching.launch(config, Console(quiet=True))

@@ -22,11 +22,10 @@ from mpcache import __version__
 from mpcache.config import BUILT_IN_PROMPT, RunConfig, digest
 from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
-from mpcache.kernels.prg import Stream
+from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.models.registry import Source, check_prompt, find
 from mpcache.parties.dealing import (
     DEALER,
-    SEED_BYTES,
     CorrectionStream,
     Sender,
     hand_out_seeds,

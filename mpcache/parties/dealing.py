@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.kernels.prg import SEED_BYTES
 from mpcache.parties.transport import Wires
 from mpcache.protocols.channel import Spec
 
 CHUNK = 1 << 20  # bytes of corrections in a frame
 AHEAD = 64  # frames that wait at party 1
 DEALER = 2  # the dealer's rank among the three processes of a two-party run
-SEED_BYTES = 16
 _FRAME = [Spec((1,)), Spec((CHUNK,), torch.uint8)]
 
 

@@ -29,8 +29,3 @@ class Setting:
     client: int = 1
     clip: float = 16.0
     truncation: Truncation = "local"
-
-    @property
-    def unit(self) -> float:
-        """The smallest positive value."""
-        return 2.0**-self.frac

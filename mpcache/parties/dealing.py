@@ -39,7 +39,7 @@ class Sender:
         self._filled = 0
 
     def emit(self, correction: torch.Tensor) -> None:
-        """Append int64 elements to the stream."""
+        """Append integers of any width to the stream."""
         data = correction.contiguous().view(-1).view(torch.uint8)
         at = 0
         while at < data.numel():
@@ -95,14 +95,14 @@ class CorrectionStream:
             except queue.Full:
                 continue
 
-    def ring(self, shape: Sequence[int]) -> torch.Tensor:
-        """The next corrections, int64 [shape].
+    def ring(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The next corrections, integers [shape] of `dtype`.
 
         Raises:
             PeerError: the dealer is gone.
             MpcacheError: the dealer dealt less than this run needs.
         """
-        result = torch.empty(tuple(shape), dtype=torch.int64)
+        result = torch.empty(tuple(shape), dtype=dtype)
         out = result.view(-1).view(torch.uint8)
         at = 0
         while at < out.numel():

@@ -28,9 +28,21 @@ class Randomness(Protocol):
         """Uniform int64 [shape]."""
         ...
 
+    def bits(self, shape: Sequence[int], bits: int) -> torch.Tensor:
+        """Uniform on `bits` bits, integers of any width [shape]."""
+        ...
+
     def branch(self, number: int) -> Randomness:
         """Other randomness of the same seed, which can be had again by its number, 1 or more."""
         ...
+
+
+def storage(bits: int) -> torch.dtype:
+    """The narrowest integers that hold `bits` bits."""
+    return next(dtype for width, dtype in _STORAGE if bits <= width)
+
+
+_STORAGE = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Piece:
     """A tensor of a correlation.
 
     Args:
-        bits: elements are uniform on so many low bits.
+        bits: elements are uniform on so many low bits, and count modulo 2^bits.
         holder: the one party that holds it, or None where both hold a share.
         corrected: party 1's share comes from the dealer.
         exclusive: shares join by XOR instead of by addition.
@@ -52,15 +64,18 @@ class Piece:
     exclusive: bool = False
 
     @property
-    def elements(self) -> int:
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+    def dtype(self) -> torch.dtype:
+        """How a correction travels."""
+        return storage(self.bits)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def draw(self, source: Randomness) -> torch.Tensor:
-        drawn = source.ring(self.shape)
-        return drawn if self.bits == 64 else drawn & ((1 << self.bits) - 1)
+        if self.bits == 64:
+            return source.ring(self.shape)
+        return source.bits(self.shape, self.bits).to(torch.int64)
 
 
 class Correlation(ABC):
@@ -71,7 +86,7 @@ class Correlation(ABC):
     @property
     def dealt_bytes(self) -> int:
         """Bytes of corrections that party 1 receives."""
-        return sum(8 * piece.elements for piece in self.pieces if piece.corrected)
+        return sum(piece.nbytes for piece in self.pieces if piece.corrected)
 
     def draw(self, rank: int, source: Randomness) -> Pieces:
         """What party `rank` takes from its own seed, in the order of `pieces`."""
@@ -96,7 +111,8 @@ class Correlation(ABC):
             if piece.corrected:
                 own = zero[piece.name]
                 value = wanted[piece.name]
-                fixed[piece.name] = value ^ own if piece.exclusive else value - own
+                share = value ^ own if piece.exclusive else value - own
+                fixed[piece.name] = share.to(piece.dtype)
         return fixed
 
     @abstractmethod
@@ -174,128 +190,193 @@ NODE = 3  # digits that one node joins: 6 bits, again one word
 
 
 @dataclass(frozen=True)
+class Group:
+    """Neighbouring inputs that one node joins; the `lowest` group needs no equality."""
+
+    size: int
+    lowest: bool
+
+    @property
+    def inputs(self) -> int:
+        """Bits: less of each, and equal of each but the lowest digit of all."""
+        return 2 * self.size - self.lowest
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a borrow over `bits` bits is cut into digits and nodes.
 
-    `levels` are the groups of each level of nodes, as numbers of joined inputs; a group of one
-    passes through. At most two inputs reach the last table.
+    `levels` are the groups of each level of nodes; a group of one passes through. At most two
+    inputs reach the last table.
     """
 
     bits: int
     digits: int
-    levels: tuple[tuple[int, ...], ...] = field(default=())
+    levels: tuple[tuple[Group, ...], ...] = field(default=())
 
     @property
-    def last(self) -> int:
-        return len(self.levels[-1]) if self.levels else self.digits
+    def last(self) -> Group:
+        return Group(len(self.levels[-1]) if self.levels else self.digits, True)
 
 
 @functools.cache
-def layout(bits: int) -> Layout:
-    """The cut for a borrow over `bits` bits."""
+def layout(bits: int, last: int = 2) -> Layout:
+    """The cut for a borrow over `bits` bits; `last` inputs at most reach the last table."""
     digits = max(1, -(-bits // DIGIT))
     levels, left = [], digits
-    while left > 2:
+    while left > last:
         groups = -(-left // NODE)
-        sizes = tuple(left // groups + (i < left % groups) for i in range(groups))
-        levels.append(sizes)
+        sizes = [left // groups + (i < left % groups) for i in range(groups)]
+        levels.append(tuple(Group(size, i == 0) for i, size in enumerate(sizes)))
         left = groups
     return Layout(bits, digits, tuple(levels))
 
 
+def joined(groups: Sequence[Group]) -> list[tuple[int, Group]]:
+    """The groups of a level that have a node, with their places."""
+    return [(place, group) for place, group in enumerate(groups) if group.size > 1]
+
+
 class Borrow(Correlation):
-    """A value that depends on r and on the borrow [y < r] over the low `cut.bits` bits.
+    """Values that depend on r and on the borrow [y < r] over the low `low` bits.
 
     * r, uniform on `bits` bits, hides x; y = x + r is opened.
-    * For each digit of r a word whose bit v is [v < digit] and one whose bit v is [v == digit].
-    * For each node a mask of its input bits and two words: the joined (less, equal) for every
-      masked input.
-    * A mask and a table of ring elements for the last step: `payload` for every masked input.
+    * For each digit of r the word whose bit v is [v < digit]: 2^digit - 1. The word of
+      [v == digit] is that word, XOR itself shifted by one, XOR 1: free.
+    * For each node a mask of its input bits and the words of the joined less and equal.
+    * Where `near` is told, the digit above the low bits, for [r's digit == y's digit - t].
+    * A mask and a table of ring elements for the last step, `words` for every masked input.
+
+    Args:
+        words: results of an element; each is a ring element modulo 2^width.
+        near: the values of t.
+        last: see `layout`.
     """
 
-    def __init__(self, shape: Shape, bits: int, low: int) -> None:
-        self.cut = layout(low)
+    def __init__(
+        self,
+        shape: Shape,
+        bits: int,
+        low: int,
+        words: int = 1,
+        near: tuple[int, ...] = (),
+        last: int = 2,
+        width: int = 64,
+    ) -> None:
+        self.cut, self.words, self.near = layout(low, last), words, near
         pieces = [Piece("r", shape, bits=bits)]
-        for name in ("less", "equal"):
-            pieces.append(Piece(name, (self.cut.digits, *shape), corrected=True, exclusive=True))
-        for level, sizes in enumerate(self.cut.levels):
-            joined = (sum(size > 1 for size in sizes), *shape)
-            pieces.append(Piece(f"mask{level}", joined, bits=2 * NODE, exclusive=True))
-            for name in ("less", "equal"):
-                pieces.append(Piece(f"{name}{level}", joined, corrected=True, exclusive=True))
-        inputs = 2 * self.cut.last - 1
-        pieces.append(Piece("mask", shape, bits=inputs, exclusive=True))
-        pieces.append(Piece("last", (1 << inputs, *shape), corrected=True))
+        digits = (self.cut.digits, *shape)
+        pieces.append(Piece("less", digits, corrected=True, exclusive=True))
+        if near:
+            pieces.append(Piece("above", shape, corrected=True, exclusive=True))
+        for level, groups in enumerate(self.cut.levels):
+            for place, group in joined(groups):
+                at, word = f"{level}.{place}", 1 << group.inputs
+                pieces.append(Piece(f"mask{at}", shape, bits=group.inputs, exclusive=True))
+                for name in ("less", "equal")[: 2 - group.lowest]:
+                    pieces.append(Piece(f"{name}{at}", shape, word, None, True, True))
+        self.inputs = self.cut.last.inputs + len(near)
+        pieces.append(Piece("mask", shape, bits=self.inputs, exclusive=True))
+        table = (1 << self.inputs, words, *shape)
+        pieces.append(Piece("last", table, bits=width, corrected=True))
         self.pieces = tuple(pieces)
 
     @abstractmethod
-    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ring elements without and with a borrow, for each r."""
+    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
+        """The `words` for each r, with or without a borrow, and with these digits near."""
 
     def complete(self, whole: Pieces) -> Pieces:
         cut, r = self.cut, whole["r"]
         low = r & ((1 << cut.bits) - 1)
         digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
-        one = torch.ones_like(digits)
-        wanted = {"less": (one << digits) - 1, "equal": one << digits}
-        for level, sizes in enumerate(cut.levels):
-            masks = whole[f"mask{level}"]
-            # the order of groups with more than one input is the order of masks
-            big = [size for size in sizes if size > 1]
-            for name in ("less", "equal"):
-                words = [
-                    _node_words(size, name)[mask] for size, mask in zip(big, masks, strict=True)
-                ]
-                wanted[f"{name}{level}"] = torch.stack(words)
-        inputs = 2 * cut.last - 1
-        without, borrowed = self.payload(r)
-        index = torch.arange(1 << inputs).reshape(-1, *([1] * r.ndim))
-        borrow = _last_table(cut.last)[index ^ whole["mask"]]
-        wanted["last"] = without + borrow * (borrowed - without)
+        wanted = {"less": _below(digits)}
+        if self.near:
+            wanted["above"] = _below((r >> cut.bits) & (2**DIGIT - 1))
+        for level, groups in enumerate(cut.levels):
+            for place, group in joined(groups):
+                at = f"{level}.{place}"
+                for name in ("less", "equal")[: 2 - group.lowest]:
+                    words = _node_words(group, name)
+                    wanted[f"{name}{at}"] = words[whole[f"mask{at}"]]
+        wanted["last"] = self._last(r, whole["mask"])
         return wanted
+
+    def _last(self, r: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        cases, places = 1 << (1 + len(self.near)), range(len(self.near))
+        shown = [
+            torch.stack(self.payload(r, case & 1, [bool(case >> 1 + i & 1) for i in places]))
+            for case in range(cases)
+        ]
+        inputs = torch.arange(1 << self.inputs)
+        two = self.cut.last.size == 2
+        borrow = (inputs >> 1 & 1) | (inputs >> 2 & inputs & 1) if two else inputs & 1
+        case = borrow | inputs >> self.cut.last.inputs << 1
+        index = case[inputs.reshape(-1, *([1] * r.ndim)) ^ mask]
+        raw = torch.stack(shown)
+        return raw.gather(0, index.unsqueeze(1).expand(-1, raw.shape[1], *index.shape[1:]))
+
+
+def _below(digit: torch.Tensor) -> torch.Tensor:
+    """The word whose bit v is [v < digit]."""
+    return (torch.ones_like(digit) << digit) - 1
 
 
 class Signs(Borrow):
     """For sign tests on `bits` bits: the payload is [x < 0] when the top bit of y is 0."""
 
-    def __init__(self, shape: Shape, bits: int) -> None:
-        super().__init__(shape, bits, bits - 1)
+    def __init__(self, shape: Shape, bits: int, width: int = 64) -> None:
+        super().__init__(shape, bits, bits - 1, width=width)
 
-    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        top = (r >> self.cut.bits) & 1
-        return top, 1 - top
+    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
+        return [(r >> self.cut.bits) & 1 ^ borrow]
+
+
+class Positive(Borrow):
+    """For max(x, 0) on `bits` bits: [x >= 0] and [x >= 0] m for a clear top bit of y, and m.
+
+    m = -r + 2^(bits - 1) borrow, over the low bits: with y's low bits it is x or x + 2^(bits - 1).
+    """
+
+    def __init__(self, shape: Shape, bits: int) -> None:
+        super().__init__(shape, bits, bits - 1, words=3, last=1)
+
+    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
+        half = 1 << self.cut.bits
+        moved = borrow * half - (r & (half - 1))
+        shown = 1 - ((r >> self.cut.bits) & 1 ^ borrow)
+        return [shown, shown * moved, moved]
 
 
 class Exponents(Borrow):
-    """For exp(u) with u unsigned on `bits` bits, `frac` of them fractional.
+    """For exp(u) with u on `window` bits, `frac` of them fractional, inside 6 more bits.
 
-    The payload is exp(-r), and exp(-r) times the exp of the whole range where y wrapped, with
-    `precision` fractional bits.
+    The payload is exp(-r), and exp(-r) times the exp of the whole window where y wrapped, with
+    `precision` fractional bits; 0 where x is outside its window.
     """
 
-    def __init__(self, shape: Shape, bits: int, frac: int, precision: int) -> None:
-        super().__init__(shape, bits, bits)
+    def __init__(self, shape: Shape, window: int, frac: int, precision: int) -> None:
+        super().__init__(shape, window + DIGIT, window, near=(0, 1))
         self.frac, self.precision = frac, precision
 
-    def payload(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        small = torch.exp(-r.to(torch.float64) / 2.0**self.frac)
-        window = math.exp(2.0 ** (self.cut.bits - self.frac))
-        scale = 2.0**self.precision
-        return torch.round(small * scale).to(torch.int64), torch.round(small * (window * scale)).to(
-            torch.int64
-        )
+    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
+        if not near[borrow]:
+            return [torch.zeros_like(r)]
+        low = (r & ((1 << self.cut.bits) - 1)).to(torch.float64) / 2.0**self.frac
+        whole = math.exp(2.0 ** (self.cut.bits - self.frac)) if borrow else 1.0
+        return [torch.round(torch.exp(-low) * (whole * 2.0**self.precision)).to(torch.int64)]
 
 
 class Lookup(Correlation):
     """r on `bits` bits, and public tables [tables, 2^bits] turned by it.
 
-    The corrected table holds, for every opened y = x + r, the tables' entries at x.
+    The corrected table holds, for every opened y = x + r, the tables' entries at x, modulo
+    2^width.
     """
 
-    def __init__(self, shape: Shape, bits: int, tables: torch.Tensor) -> None:
+    def __init__(self, shape: Shape, bits: int, tables: torch.Tensor, width: int = 64) -> None:
         self.bits, self.tables = bits, tables
         turned = (1 << bits, tables.shape[0], *shape)
-        self.pieces = (Piece("r", shape, bits=bits), Piece("turned", turned, corrected=True))
+        self.pieces = (Piece("r", shape, bits=bits), Piece("turned", turned, width, corrected=True))
 
     def complete(self, whole: Pieces) -> Pieces:
         r, size = whole["r"], 1 << self.bits
@@ -304,32 +385,27 @@ class Lookup(Correlation):
 
 
 @functools.cache
-def _node_words(size: int, name: str) -> torch.Tensor:
-    """For every 6-bit mask the word whose bit v is the node's output on input v ^ mask.
+def _node_words(group: Group, name: str) -> torch.Tensor:
+    """For every mask of a node's inputs the word whose bit v is its output on input v ^ mask.
 
-    Input bits, least significant digit first: less_0, equal_0, less_1, equal_1, ...
+    Input bits, least significant digit first: less_0, equal_0, less_1, equal_1, ..., without
+    equal_0 in the lowest group.
     """
+    count = 1 << group.inputs
     outputs = []
-    for value in range(1 << (2 * NODE)):
+    for value in range(count):
+        bits = value << 1 & ~3 | value & 1 if group.lowest else value
         less, equal = False, True
-        for digit in range(size):
-            below, same = value >> (2 * digit) & 1, value >> (2 * digit + 1) & 1
+        for digit in range(group.size):
+            below, same = bits >> (2 * digit) & 1, bits >> (2 * digit + 1) & 1
             less = bool(below) or (bool(same) and less)
             equal = equal and bool(same)
         outputs.append(less if name == "less" else equal)
     words = []
-    for mask in range(1 << (2 * NODE)):
-        word = sum(1 << v for v in range(1 << (2 * NODE)) if outputs[v ^ mask])
+    for mask in range(count):
+        word = sum(1 << v for v in range(count) if outputs[v ^ mask])
         words.append(word - (1 << 64) if word >> 63 else word)
     return torch.tensor(words, dtype=torch.int64)
-
-
-@functools.cache
-def _last_table(last: int) -> torch.Tensor:
-    """The borrow from the bits that reach the last step: less_0, and with two less_1, equal_1."""
-    if last == 1:
-        return torch.tensor([0, 1])
-    return torch.tensor([(v >> 1 & 1) | ((v >> 2 & 1) & (v & 1)) for v in range(8)])
 
 
 def logical_shift(value: torch.Tensor, bits: int) -> torch.Tensor:

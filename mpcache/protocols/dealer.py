@@ -6,6 +6,7 @@ owns the weights and works with them in the clear; party 1 never learns them.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -20,13 +21,16 @@ from mpcache.protocols.correlation import (
     Borrow,
     Correlation,
     Exponents,
+    Group,
     Lookup,
     MaskedProduct,
     Pieces,
+    Positive,
     Signs,
     Squared,
     Triple,
     Truncated,
+    joined,
     logical_shift,
 )
 from mpcache.protocols.operation import Suite
@@ -230,29 +234,49 @@ class DealerSuite(Suite):
         made = self._borrow(x, drop, bits, Signs(tuple(x.shape), bits))
         if made is None:
             return self._made(x.shape, 0)
-        value, y = made
+        (value,), y, _ = made
         flipped = (y >> (bits - 1)) & 1
         result = value * (1 - 2 * flipped)
         return Secret(result + flipped if self.rank == 0 else result, 0)
 
-    def exp(self, x: Secret) -> Secret:
-        """exp(x) for x in [-15, 1), without a product of secrets; anything else is undefined.
+    def positive(self, x: Secret, magnitude: int = 15) -> Secret:
+        """max(x, 0) for |x| < 2^magnitude, brought to the setting's fractional bits on the way.
 
-        1. u = x + 15 on 18 bits, 14 of them fractional; open y = u + r.
+        1. As `negative`, on x cut to those bits: y = x + r opened.
+        2. The last table holds [x >= 0] and [x >= 0] times what x is beside y: no product.
+        """
+        drop = max(0, x.frac - self.setting.frac)
+        bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
+        made = self._borrow(x, drop, bits, Positive(tuple(x.shape), bits))
+        if made is None:
+            return self._made(x.shape, x.frac - drop)
+        (shown, moved, every), y, _ = made
+        low = y & ((1 << (bits - 1)) - 1)
+        flipped = (y >> (bits - 1)) & 1
+        clear = shown * low + moved
+        # a set top bit of y turns [x >= 0] around
+        other = (low if self.rank == 0 else torch.zeros_like(low)) - shown * low + every - moved
+        return Secret(torch.where(flipped == 0, clear, other), x.frac - drop)
+
+    def exp(self, x: Secret) -> Secret:
+        """exp(x) for x in [-15, 1), and 0 outside, without a product of secrets.
+
+        1. u = x + 15 on 24 bits, 14 of them fractional, |x| < 2^9; open y = u + r.
         2. exp(x) = exp(y - 15) exp(-r), times exp(16) where y wrapped: the dealt payload holds
-           the last two factors for both cases, and the borrow [y < r] chooses.
+           the last two factors for both cases, and the borrow [y < r] on 18 bits chooses; the
+           digit above them tells whether u is in [0, 16).
 
         20 fractional bits in the payload and 40 in the public factor keep every case within
         2^-17. The result has 60 fractional bits.
         """
-        drop, bits = max(0, x.frac - EXP_FRAC), EXP_FRAC + EXP_WINDOW
+        drop, window = max(0, x.frac - EXP_FRAC), EXP_FRAC + EXP_WINDOW
         moved = self.shift(x, torch.tensor(15 << x.frac))
-        correlation = Exponents(tuple(x.shape), bits, EXP_FRAC, EXP_PAYLOAD)
-        made = self._borrow(moved, drop, bits, correlation)
+        correlation = Exponents(tuple(x.shape), window, EXP_FRAC, EXP_PAYLOAD)
+        made = self._borrow(moved, drop, window + DIGIT, correlation)
         if made is None:
             return self._made(x.shape, EXP_PAYLOAD + EXP_FACTOR)
-        value, y = made
-        factor = torch.exp(y.to(torch.float64) / 2.0**EXP_FRAC - 15)
+        (value,), _, low = made
+        factor = torch.exp(low.to(torch.float64) / 2.0**EXP_FRAC - 15)
         factor = torch.round(factor * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor, EXP_PAYLOAD + EXP_FACTOR)
 
@@ -276,15 +300,17 @@ class DealerSuite(Suite):
 
     def _borrow(
         self, x: Secret, drop: int, bits: int, correlation: Borrow
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The payload's share, and the opened y on `bits` bits; None where hollow."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """The payload's shares [words, ...], y on `bits` bits and its low bits; None where hollow.
+
+        The bits below `drop` are cut off first.
+        """
         pieces = self.draw(correlation)
         cut, shape, narrow = correlation.cut, tuple(x.shape), _narrow(bits)
         if self.hollow:
             self.swap("compare", [Spec(shape, narrow)], list)
-            for sizes in cut.levels:
-                joined = sum(size > 1 for size in sizes)
-                self.swap("node", [Spec((joined, *shape), torch.uint8)], list)
+            for groups in cut.levels:
+                self.swap("node", [Spec((len(joined(groups)), *shape), torch.uint8)], list)
             self.swap("last", [Spec(shape, torch.uint8)], list)
             return None
         own = logical_shift(x.share, drop) if drop else x.share
@@ -292,51 +318,75 @@ class DealerSuite(Suite):
         y = y.to(torch.int64) & ((1 << bits) - 1)
         low = y & ((1 << cut.bits) - 1)
         digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
-        less, equal = (pieces["less"] >> digits) & 1, (pieces["equal"] >> digits) & 1
-        for level, sizes in enumerate(cut.levels):
-            less, equal = self._nodes(level, sizes, less, equal, pieces)
-        inputs = less[0] if cut.last == 1 else less[0] | less[1] << 1 | equal[1] << 2
-        (v,) = self._open_bits("last", inputs ^ pieces["mask"])
-        return pieces["last"].gather(0, v.unsqueeze(0)).squeeze(0), y
+        less = list((pieces["less"] >> digits) & 1)
+        equal = list((self._equal(pieces["less"]) >> digits) & 1)
+        for level, groups in enumerate(cut.levels):
+            less, equal = self._nodes(level, groups, less, equal, pieces)
+        inputs = less[0] if cut.last.size == 1 else less[0] | less[1] << 1 | equal[1] << 2
+        if correlation.near:
+            above, digit = self._equal(pieces["above"]), y >> cut.bits
+            for place, t in enumerate(correlation.near, cut.last.inputs):
+                inputs = inputs | ((above >> ((digit - t) & (2**DIGIT - 1))) & 1) << place
+        v = self._open_bits("last", inputs ^ pieces["mask"])
+        index = v.expand(1, correlation.words, *shape)
+        return pieces["last"].gather(0, index).squeeze(0), y, low
+
+    def _equal(self, less: torch.Tensor) -> torch.Tensor:
+        """From shares of the words [v < digit] those of the words [v == digit]."""
+        turned = less ^ less << 1
+        return turned ^ 1 if self.rank == 0 else turned
 
     def _nodes(
         self,
         level: int,
-        sizes: Sequence[int],
-        less: torch.Tensor,
-        equal: torch.Tensor,
+        groups: Sequence[Group],
+        less: Sequence[torch.Tensor],
+        equal: Sequence[torch.Tensor],
         pieces: Pieces,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Join groups of digits [digits, ...] of bit shares; groups of one pass through."""
-        packed, at = [], 0
-        for size in sizes:
-            if size > 1:
-                word = torch.zeros_like(less[0])
-                for digit in range(size):
-                    word |= less[at + digit] << (2 * digit) | equal[at + digit] << (2 * digit + 1)
-                packed.append(word)
-            at += size
-        (v,) = self._open_bits("node", torch.stack(packed) ^ pieces[f"mask{level}"])
-        joined_less = (pieces[f"less{level}"] >> v) & 1
-        joined_equal = (pieces[f"equal{level}"] >> v) & 1
-        lesses, equals, at, node = [], [], 0, 0
-        for size in sizes:
-            big = size > 1
-            lesses.append(joined_less[node] if big else less[at])
-            equals.append(joined_equal[node] if big else equal[at])
-            at, node = at + size, node + big
-        return torch.stack(lesses), torch.stack(equals)
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Join groups of digits' bit shares; groups of one pass through."""
+        packed, begins = [], list(itertools.accumulate((g.size for g in groups), initial=0))
+        for place, group in joined(groups):
+            word, bit = torch.zeros_like(less[0]), 0
+            for digit in range(begins[place], begins[place] + group.size):
+                parts = (
+                    (less[digit],) if digit == 0 and group.lowest else (less[digit], equal[digit])
+                )
+                for part in parts:
+                    word |= part << bit
+                    bit += 1
+            packed.append(word ^ pieces[f"mask{level}.{place}"])
+        opened = self._open_bits("node", torch.stack(packed))
+        lesses, equals, node = [], [], 0
+        for place, group in enumerate(groups):
+            if group.size == 1:
+                lesses.append(less[begins[place]])
+                equals.append(equal[begins[place]])
+                continue
+            at, v = f"{level}.{place}", opened[node]
+            lesses.append((pieces[f"less{at}"] >> v) & 1)
+            equals.append(equal[0] if group.lowest else (pieces[f"equal{at}"] >> v) & 1)
+            node += 1
+        return lesses, equals
 
-    def _open_bits(self, kind: str, own: torch.Tensor) -> list[torch.Tensor]:
+    def _open_bits(self, kind: str, own: torch.Tensor) -> torch.Tensor:
         """Both parties learn the XOR of bit words below 2^8."""
         small = own.to(torch.uint8)
         (theirs,) = self.swap(kind, [Spec.of(small)], lambda: [small])
-        return [(small ^ theirs).to(torch.int64)]
+        return (small ^ theirs).to(torch.int64)
 
 
 def _narrow(bits: int) -> torch.dtype:
     """The smallest integers that hold `bits` bits on the wire."""
-    return torch.int16 if bits <= 16 else torch.int32 if bits <= 32 else torch.int64
+    return (
+        torch.uint8
+        if bits <= 8
+        else torch.int16
+        if bits <= 16
+        else torch.int32
+        if bits <= 32
+        else torch.int64
+    )
 
 
 def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:

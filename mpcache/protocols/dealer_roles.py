@@ -20,8 +20,8 @@ KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it e
 class Corrections(Protocol):
     """Where party 1 gets its corrections from, in the order of use."""
 
-    def ring(self, shape: Sequence[int]) -> torch.Tensor:
-        """The next correction, int64 [shape]."""
+    def ring(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The next correction, integers [shape]."""
         ...
 
 
@@ -48,7 +48,8 @@ class OnlineDealer(DealerSuite):
         if self.corrections is not None:
             for piece in correlation.pieces:
                 if piece.corrected:
-                    pieces[piece.name] = self.corrections.ring(piece.shape)
+                    fixed = self.corrections.ring(piece.shape, piece.dtype)
+                    pieces[piece.name] = fixed.to(torch.int64)
             self.ledger.entry().dealt_bytes += correlation.dealt_bytes
         return pieces
 
@@ -104,7 +105,7 @@ class Dealing(DealerSuite):
     """The dealer's walk: knows both seeds, emits party 1's corrections in the order of use.
 
     Args:
-        emit: takes each correction, int64.
+        emit: takes each correction, integers of its piece's width.
     """
 
     hollow = True

@@ -171,11 +171,10 @@ class Decay(Operation):
         return exponential(machine, clipped(machine, x, -machine.setting.clip))
 
     def run_dealer(self, machine: SecureMachine, x: Secret, magnitude: int = 15) -> Secret:
-        """exp in its window, times [x >= -13], which is told to a unit: e^-12 is below 2^-17."""
+        """exp in its window, and 0 outside: e^-15 is below 2^-21."""
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
-        near = at_least(machine, x, -13.0, magnitude=magnitude, keep=0)
-        return multiply(machine, machine.settle(suite.exp(x)), near)
+        return machine.settle(suite.exp(x))
 
 
 class Logistic(Operation):

@@ -55,12 +55,12 @@ class Tape:
         self.items: list[torch.Tensor] = []
         self.at = 0
 
-    def ring(self, shape: Sequence[int]) -> torch.Tensor:
+    def ring(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         if self.at == len(self.items):
             raise MpcacheError("nothing is left")
         item = self.items[self.at]
         self.at += 1
-        assert tuple(item.shape) == tuple(shape)
+        assert tuple(item.shape) == tuple(shape) and item.dtype == dtype
         return item
 
 

@@ -22,8 +22,9 @@ from mpcache.kernels.prg import Stream
 from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
 from mpcache.protocols.comparison import maximum
-from mpcache.protocols.correlation import Exponents, Lookup, Signs, Truncated, layout
+from mpcache.protocols.correlation import Exponents, Lookup, Positive, Signs, Truncated, layout
 from mpcache.protocols.counting import hollow
+from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
 from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.operation import SecureMachine
@@ -192,25 +193,66 @@ def test_signs_on_any_number_of_bits(bits: int, values: list[int]) -> None:
     assert torch.equal(done.values[0], (x < 0).long())
 
 
-def test_layouts_reach_two_inputs() -> None:
+@pytest.mark.parametrize("last", [1, 2])
+def test_layouts_reach_the_last_table(last: int) -> None:
     for bits in range(1, 64):
-        cut = layout(bits)
+        cut = layout(bits, last)
         assert cut.digits * 6 >= bits
         left = cut.digits
-        for sizes in cut.levels:
+        for groups in cut.levels:
+            sizes = [group.size for group in groups]
             assert sum(sizes) == left and max(sizes) <= 3
+            assert [group.lowest for group in groups] == [place == 0 for place in range(len(sizes))]
             left = len(sizes)
-        assert left <= 2
+        assert left <= last
 
 
 def test_declared_costs_of_the_primitives() -> None:
-    """Literals, so that a changed formula turns red: (rounds, corrections' bytes an element)."""
+    """Literals, so that a changed formula turns red: corrections' bytes an element.
+
+    Words of digits take 8 bytes; those of nodes with 3, 4, 5 and 6 inputs 1, 2, 4 and 8.
+    """
     shape = (1,)
     assert Truncated(shape, 16).dealt_bytes == 16
-    assert Signs(shape, 32).dealt_bytes == 6 * 16 + 2 * 16 + 8 * 8
-    assert Signs(shape, 13).dealt_bytes == 2 * 16 + 8 * 8
-    assert Exponents(shape, 18, 14, 20).dealt_bytes == 3 * 16 + 16 + 2 * 8
+    assert Signs(shape, 32).dealt_bytes == 6 * 8 + (4 + 2 * 8) + 8 * 8
+    assert Signs(shape, 19, width=16).dealt_bytes == 3 * 8 + 4 + 2 * 2
+    assert Signs(shape, 13).dealt_bytes == 2 * 8 + 8 * 8
+    assert Positive(shape, 24).dealt_bytes == 4 * 8 + (1 + 2 * 2) + 1 + 2 * 3 * 8
+    assert Exponents(shape, 18, 14, 20).dealt_bytes == 4 * 8 + 4 + 8 * 8
     assert Lookup(shape, 7, torch.zeros(3, 128, dtype=torch.int64)).dealt_bytes == 3 * 128 * 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    extra=st.integers(0, 20),
+    values=st.lists(st.integers(-(2**29), 2**29 - 1), min_size=1, max_size=40),
+)
+def test_positive_cuts_and_clamps_in_one(extra: int, values: list[int]) -> None:
+    """max(x, 0) of values with more fractional bits than the setting's, to one unit."""
+    x = torch.tensor([*values, 0, -1, 2**29 - 1, -(2**29)])
+
+    def program(machine: SecureMachine, rank: int | None) -> list[Any]:
+        ring = x << extra if rank == 0 else None
+        secret = machine.suite.share(ring, tuple(x.shape), 16 + extra, 0)
+        assert isinstance(machine.suite, DealerSuite)
+        return [machine.suite.open(machine.suite.positive(secret, 13), 1, "test")]
+
+    done = deal_and_run(program)
+    done.check_cost()
+    assert bool((done.values[0] - x.clamp(min=0)).abs().le(1 if extra else 0).all())
+
+
+def test_exp_is_zero_beyond_its_window() -> None:
+    x = torch.tensor([-500.0, -16, -15.1, -15, -1, 0, 0.99, 1.01, 20, 480], dtype=torch.float64)
+
+    def exp(machine: SecureMachine, x: Any) -> Any:
+        assert isinstance(machine.suite, DealerSuite)
+        return machine.settle(machine.suite.exp(x))
+
+    done = perform(exp, [x])
+    inside = (x > -15.05) & (x < 1)
+    wanted = torch.exp(x) * inside
+    assert bool(((done.values[0] - wanted).abs() <= (4 * wanted + 3) * UNIT).all())
 
 
 def test_maximum_by_groups_equals_the_tree() -> None:

@@ -36,6 +36,18 @@ class Matmul(Operation):
         return machine.matmul(x, y)
 
 
+class Product(Operation):
+    """Matrix product that keeps the fractional bits of both factors. Exact."""
+
+    name = "product"
+
+    def plain(self, machine: PlainMachine, x: Value, y: Value) -> Value:
+        return x @ y
+
+    def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
+        return machine.suite.matmul(x, y)
+
+
 class Scale(Operation):
     """Product with a public tensor or number, broadcast.
 
@@ -111,6 +123,7 @@ class Embed(Operation):
 
 multiply = Multiply()
 matmul = Matmul()
+product = Product()
 scale = Scale()
 settle = Settle()
 linear = Linear()

@@ -125,7 +125,13 @@ def _join(piece: Piece, zero: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
 
 
 class Triple(Correlation):
-    """a, b and c = a * b for one product (Beaver 1991)."""
+    """a, b and c = a * b for one product (Beaver 1991).
+
+    Args:
+        x, y, z: shapes of the operands and of the product.
+        a, b: the masks of operands that were masked before, known to the dealer alone; such an
+            operand (`kept`, x or y) draws none.
+    """
 
     def __init__(
         self,
@@ -133,12 +139,19 @@ class Triple(Correlation):
         x: Shape,
         y: Shape,
         z: Shape,
+        kept: str = "",
+        a: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
     ) -> None:
-        self.product = product
-        self.pieces = (Piece("a", x), Piece("b", y), Piece("c", z, corrected=True))
+        self.product, self.a, self.b = product, a, b
+        drawn = [Piece("a", x)] * ("x" not in kept) + [Piece("b", y)] * ("y" not in kept)
+        self.pieces = (*drawn, Piece("c", z, corrected=True))
 
     def complete(self, whole: Pieces) -> Pieces:
-        return {"c": self.product(whole["a"], whole["b"])}
+        masks = {"a": self.a, "b": self.b} | whole
+        a, b = masks["a"], masks["b"]
+        assert a is not None and b is not None
+        return {"c": self.product(a, b)}
 
 
 class Squared(Correlation):

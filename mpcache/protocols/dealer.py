@@ -34,7 +34,7 @@ from mpcache.protocols.correlation import (
     logical_shift,
 )
 from mpcache.protocols.operation import Suite
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -158,20 +158,51 @@ class DealerSuite(Suite):
         shape = (*batch, x.shape[-2], y.shape[-1])
         if isinstance(y, OwnedWeight):
             return self._owned(x, y, shape)
-        return self._beaver("matmul", torch.matmul, x, y, shape)
+        return self._beaver("matmul", _matmul, x, y, shape)
+
+    def keep(self, x: Secret) -> Secret:
+        """Open x - B once."""
+        if isinstance(x, Kept):
+            return x
+        mask = self.kept_mask(tuple(x.shape))
+        if self.hollow:
+            self.swap("keep", [Spec(tuple(x.shape))], list)
+            return Kept(self._made(x.shape, x.frac).share, mask, x.frac, -1)
+        assert mask is not None
+        (opened,) = self._open("keep", [x.share - mask])
+        return Kept(opened, mask, x.frac, self.rank)
+
+    @abstractmethod
+    def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """This party's share of the next B; all of it at the dealer; None where counted."""
 
     def _beaver(
         self, kind: str, product: Product, x: Secret, y: Secret, shape: tuple[int, ...]
     ) -> Secret:
-        """[z] = [c] + d [b] + [a] e + d e, with d = x - a and e = y - b opened."""
+        """[z] = [c] + d [b] + [a] e + d e, with d = x - a and e = y - b opened.
+
+        An operand that was kept is open already.
+        """
         frac = x.frac + y.frac
-        t = self.draw(Triple(product, tuple(x.shape), tuple(y.shape), shape))
+        operands = {"x": x, "y": y}
+        kept = {name: value for name, value in operands.items() if isinstance(value, Kept)}
+        masks = [kept[name].mask if name in kept else None for name in operands]
+        shapes = (tuple(x.shape), tuple(y.shape), shape)
+        t = self.draw(Triple(product, *shapes, "".join(kept), *masks))
+        fresh = [name for name in operands if name not in kept]
         if self.hollow:
-            self.swap(kind, [Spec(tuple(x.shape)), Spec(tuple(y.shape))], list)
+            if fresh:
+                self.swap(kind, [Spec(tuple(operands[name].shape)) for name in fresh], list)
             return self._made(shape, frac)
-        d, e = self._open(kind, [x.share - t["a"], y.share - t["b"]])
-        z = t["c"] + product(d, t["b"])
-        z += product(t["a"] + d if self.rank == 0 else t["a"], e)
+        own = {name: t["a" if name == "x" else "b"] for name in fresh}
+        own |= {name: value.mask for name, value in kept.items() if value.mask is not None}
+        opened = {name: value.opened for name, value in kept.items()}
+        if fresh:
+            hidden = self._open(kind, [operands[name].share - own[name] for name in fresh])
+            opened |= dict(zip(fresh, hidden, strict=True))
+        d, e = opened["x"], opened["y"]
+        z = t["c"] + product(d, own["y"] + e if self.rank == 0 else own["y"])
+        z += product(own["x"], e)
         return Secret(z, frac)
 
     def _owned(self, x: Secret, weight: OwnedWeight, shape: tuple[int, ...]) -> Secret:
@@ -387,6 +418,13 @@ def _narrow(bits: int) -> torch.dtype:
         if bits <= 32
         else torch.int64
     )
+
+
+def _matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x @ y by the compiled ring product where the leading dimensions agree."""
+    if x.ndim == y.ndim and x.shape[:-2] == y.shape[:-2] and x.numel() and y.numel():
+        return ring_product(x, y)
+    return torch.matmul(x, y)
 
 
 def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:

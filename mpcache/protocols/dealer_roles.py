@@ -58,6 +58,9 @@ class OnlineDealer(DealerSuite):
         number = self._weights
         return lambda: self.seed.branch(number).ring(shape)
 
+    def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        return self.seed.ring(shape)
+
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
         peer = 1 - self.rank
         return self.channel.exchange(kind, {peer: messages()}, {peer: list(specs)})[peer]
@@ -86,6 +89,9 @@ class CountingDealer(DealerSuite):
     def draw(self, correlation: Correlation) -> Pieces:
         self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
         return {}
+
+    def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        return None
 
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
         self.prediction.step(kind, {(0, 1): specs, (1, 0): specs})
@@ -139,6 +145,9 @@ class Dealing(DealerSuite):
         self._room -= size
         kept = self.seeds[0].branch(number).ring(shape)
         return lambda: kept
+
+    def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        return self.seeds[0].ring(shape) + self.seeds[1].ring(shape)
 
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
         return []

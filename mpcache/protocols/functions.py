@@ -80,17 +80,14 @@ class Stairs(Operation):
         **bits: int,
     ) -> list[Secret]:
         reached = at_least(machine, x.unsqueeze(-1), thresholds, **bits)
-        frac = machine.setting.frac
-        return [
-            Secret(
-                machine.suite.shift(
-                    reached.times(machine.encode(table).diff(), frac).sum(-1),
-                    machine.encode(table[0]),
-                ).share,
-                frac,
-            )
-            for table in tables
-        ]
+        return [stepped(machine, reached, table, machine.setting.frac) for table in tables]
+
+
+def stepped(machine: SecureMachine, reached: Secret, table: torch.Tensor, frac: int) -> Secret:
+    """table[number of ones] for bits [..., steps] that fall, table [steps + 1]; `frac` bits."""
+    entries = machine.encode(table, frac)
+    rises = reached.times(entries.diff(), frac).sum(-1)
+    return Secret(machine.suite.shift(rises, entries[0]).share, frac)
 
 
 class Reciprocal(Operation):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 
 from mpcache.protocols.arithmetic import multiply, scale
-from mpcache.protocols.functions import inverse_sqrt, stairs
+from mpcache.protocols.comparison import at_least
+from mpcache.protocols.functions import inverse_sqrt, stairs, stepped
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
+from mpcache.protocols.splines import line
 
 # Rows are brought to a sum of squares in [LOW, 4 LOW): small enough that its truncation is safe,
 # large enough that the elements keep their precision.
 LOW = 64.0
+# The suite dealer brings the sum of squares itself to [SCALED, 4 SCALED), without a truncation.
+SCALED = 10  # a power of two: SCALED + 20 is LARGEST_SUM, and 2 LARGEST_SUM + 2 bits fit
+FACTOR_FRAC = 10  # fractional bits of the factor 2^-k, which is 2^-9 at least
+ROOT_FRAC = 26  # and of its product with the root
 # Mean squares are told apart from 2^-16 up; sums of squares must stay below 2^30.
 SMALLEST_MEAN = -16
 LARGEST_SUM = 30
@@ -42,21 +50,22 @@ class Norm(Operation):
         self,
         machine: PlainMachine,
         x: Value,
-        gain: Value,
+        gain: Value | None,
         bias: Value | None,
         eps: float,
         centered: bool,
     ) -> Value:
         if centered:
             x = x - x.mean(-1, keepdim=True)
-        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        y = y if gain is None else y * gain
         return y if bias is None else y + bias
 
     def run(
         self,
         machine: SecureMachine,
         x: Secret,
-        gain: Secret,
+        gain: Secret | None,
         bias: Secret | None,
         eps: float,
         centered: bool,
@@ -80,8 +89,58 @@ class Norm(Operation):
         squares = machine.suite.square(x).sum(-1, keepdim=True).halved(bits)
         mean = machine.settle(squares) + offset
         root = scale(machine, inverse_sqrt(machine, mean), (size / LOW) ** 0.5)
-        y = multiply(machine, multiply(machine, x, machine.settle(root)), gain)
+        y = multiply(machine, x, machine.settle(root))
+        y = y if gain is None else multiply(machine, y, gain)
         return y if bias is None else y + bias
+
+    def run_dealer(
+        self,
+        machine: SecureMachine,
+        x: Secret,
+        gain: Secret | None,
+        bias: Secret | None,
+        eps: float,
+        centered: bool,
+    ) -> Secret:
+        """x is opened once, for its square and its product; what lies between is one number a row.
+
+        1. s = sum of squares + n eps. Steps at 768 * 4^k of s: f^2 = 4^-k and f = 2^-k.
+        2. t = s f^2 in [768, 3072), exactly: no truncation; below 4096 where a small s is cut.
+        3. r = sqrt(n) / sqrt(t) by a line in a segment of 2^-8; r f cut to 26 fractional bits.
+        4. x r f.
+        """
+        suite, size = machine.suite, x.shape[-1]
+        if centered:
+            x = x - machine.settle(scale(machine, x.sum(-1, keepdim=True), 1 / size))
+        kept = suite.keep(x)
+        total = machine.shift(suite.multiply(kept, kept).sum(-1, keepdim=True), eps * size)
+        floor = 2 * ((SMALLEST_MEAN + int(math.log2(size)) - SCALED) // 2)
+        steps = torch.arange(floor, LARGEST_SUM - SCALED, 2, dtype=torch.float64)
+        thresholds = 0.75 * 2.0**SCALED * torch.exp2(steps[1:])
+        bits = {"magnitude": LARGEST_SUM + 1}
+        with machine.scope("steps"):
+            reached = at_least(machine, total.unsqueeze(-1), thresholds, **bits)
+        square_frac = int(steps[-1])
+        factors = [
+            (torch.exp2(-steps), square_frac),
+            (torch.exp2(-steps / 2), FACTOR_FRAC),
+        ]
+        square, factor = (stepped(machine, reached, table, frac) for table, frac in factors)
+        t = suite.multiply(total, square)
+        shift = math.floor(math.log2(size) / 2) - SCALED // 2
+        root = math.sqrt(size) / 2 ** (SCALED // 2 + shift)
+        r = line(machine, t.halved(SCALED), scaled_root(root), 0.7, 4.0, keep=8, bits=10)
+        r = suite.multiply(r, factor).halved(-shift)
+        r = suite.truncate(r, r.frac - ROOT_FRAC)
+        y = machine.settle(suite.multiply(kept, r))
+        y = y if gain is None else multiply(machine, y, gain)
+        return y if bias is None else y + bias
+
+
+@functools.cache
+def scaled_root(root: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """root / sqrt(x), one function for each number, so that its tables are made once."""
+    return lambda x: root * torch.rsqrt(x)
 
 
 norm = Norm()

@@ -90,6 +90,10 @@ class Machine(ABC):
         """`value` plus a public tensor or number, broadcast. Local."""
 
     @abstractmethod
+    def keep(self, value: Value) -> Value:
+        """`value`, made cheap for many products: see `Suite.keep`."""
+
+    @abstractmethod
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         """The client's tokens: ids [count] in the clear, one-hot rows [count, vocab] on shares.
 
@@ -147,6 +151,9 @@ class PlainMachine(Machine):
 
     def shift(self, value: Value, public: torch.Tensor | float) -> Value:
         return value + public
+
+    def keep(self, value: Value) -> Value:
+        return value
 
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         if ids is None or len(ids) != count:
@@ -210,6 +217,10 @@ class Suite(ABC):
         """A weight for `matmul`, ring elements that the owner holds (None elsewhere)."""
         return self.share(value, shape, frac, self.setting.owner)
 
+    def keep(self, x: Secret) -> Secret:
+        """The same secret, for several products: see `Kept`. Here it stays what it is."""
+        return x
+
     @abstractmethod
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:
         """Add public ring elements."""
@@ -264,6 +275,10 @@ class SecureMachine(Machine):
 
     def shift(self, value: Value, public: torch.Tensor | float) -> Value:
         return self.suite.shift(value, self.encode(public, value.frac))
+
+    def keep(self, value: Value) -> Value:
+        with self.scope("keep"):
+            return self.suite.keep(value)
 
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         rows = None

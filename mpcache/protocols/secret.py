@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -36,34 +36,35 @@ class Secret:
 
     @property
     def ndim(self) -> int:
-        return self.share.ndim
+        return len(self.shape)
 
-    def _like(self, share: torch.Tensor) -> Secret:
-        return Secret(share, self.frac)
+    def _map(self, linear: Callable[[torch.Tensor], torch.Tensor], frac: int = 0) -> Secret:
+        """What a linear map of shares makes of this secret, with `frac` more fractional bits."""
+        return Secret(linear(self.share), self.frac + frac)
 
     def reshape(self, *shape: int) -> Secret:
-        return self._like(self.share.reshape(*shape))
+        return self._map(lambda t: t.reshape(*shape))
 
     def transpose(self, first: int, second: int) -> Secret:
-        return self._like(self.share.transpose(first, second))
+        return self._map(lambda t: t.transpose(first, second))
 
     def permute(self, *dims: int) -> Secret:
-        return self._like(self.share.permute(*dims))
+        return self._map(lambda t: t.permute(*dims))
 
     def unsqueeze(self, dim: int) -> Secret:
-        return self._like(self.share.unsqueeze(dim))
+        return self._map(lambda t: t.unsqueeze(dim))
 
     def squeeze(self, dim: int) -> Secret:
-        return self._like(self.share.squeeze(dim))
+        return self._map(lambda t: t.squeeze(dim))
 
     def expand(self, *shape: int) -> Secret:
-        return self._like(self.share.expand(*shape))
+        return self._map(lambda t: t.expand(*shape))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Secret:
-        return self._like(self.share.flatten(start_dim, end_dim))
+        return self._map(lambda t: t.flatten(start_dim, end_dim))
 
     def contiguous(self) -> Secret:
-        return self._like(self.share.contiguous())
+        return self._map(lambda t: t.contiguous())
 
     def __getitem__(self, index: Index) -> Secret:
         """Public positions only: integers, slices, None, Ellipsis."""
@@ -71,7 +72,7 @@ class Secret:
         for part in parts:
             if not (part is None or part is ... or isinstance(part, int | slice)):
                 raise TypeError("a Secret takes public integers and slices as positions only")
-        return self._like(self.share[index])
+        return self._map(lambda t: t[index])
 
     # --- linear, local -------------------------------------------------------------------------
 
@@ -86,39 +87,46 @@ class Secret:
 
     def __add__(self, other: Secret) -> Secret:
         self._match(other)
-        return self._like(self.share + other.share)
+        return Secret(self.share + other.share, self.frac)
 
     def __sub__(self, other: Secret) -> Secret:
         self._match(other)
-        return self._like(self.share - other.share)
+        return Secret(self.share - other.share, self.frac)
 
     def __neg__(self) -> Secret:
-        return self._like(-self.share)
+        return self._map(torch.neg)
 
     def times(self, integers: torch.Tensor | int, frac: int = 0) -> Secret:
         """Multiply by public ring elements that stand for integers / 2^frac. Exact."""
-        if isinstance(integers, torch.Tensor):
-            integers = integers.to(self.share.device)
-        return Secret(self.share * integers, self.frac + frac)
+        return self._map(
+            lambda t: (
+                t * (integers.to(t.device) if isinstance(integers, torch.Tensor) else integers)
+            ),
+            frac,
+        )
 
     def halved(self, times: int) -> Secret:
         """The value divided by 2^times, exactly: only the position of the point moves."""
-        return Secret(self.share, self.frac + times)
+        return self._map(lambda t: t, times)
 
     def sum(self, dim: int, keepdim: bool = False) -> Secret:
-        return self._like(self.share.sum(dim, keepdim=keepdim))
+        return self._map(lambda t: t.sum(dim, keepdim=keepdim))
 
     def cumsum(self, dim: int) -> Secret:
-        return self._like(self.share.cumsum(dim))
+        return self._map(lambda t: t.cumsum(dim))
 
     def take(self, indices: torch.Tensor, dim: int = -1) -> Secret:
         """The elements at public positions `indices` [n] along `dim`."""
-        return self._like(self.share.index_select(dim, indices.to(self.share.device)))
+        return self._map(lambda t: t.index_select(dim, indices.to(t.device)))
 
     def pour(self, indices: torch.Tensor, size: int) -> Secret:
         """Sum the last dimension [n] into `size` bins; element i goes to bin ``indices[i]``."""
-        bins = self.share.new_zeros(*self.shape[:-1], size)
-        return self._like(bins.index_add_(-1, indices.to(self.share.device), self.share))
+
+        def poured(t: torch.Tensor) -> torch.Tensor:
+            bins = t.new_zeros(*t.shape[:-1], size)
+            return bins.index_add_(-1, indices.to(t.device), t)
+
+        return self._map(poured)
 
     # --- refusals ------------------------------------------------------------------------------
 
@@ -139,15 +147,56 @@ class Secret:
         return f"Secret(shape={list(self.shape)}, frac={self.frac})"
 
 
-def cat(parts: Sequence[Secret], dim: int) -> Secret:
-    """Join secrets along `dim`; all have the same number of fractional bits."""
+class Kept(Secret):
+    """A secret that stays: masked once, so that its products open the other operand alone.
+
+    `opened` is x - B, known to both parties (without data in hollow readings); `mask` is this
+    party's share of B, all of B at the dealer, None where costs are counted. Linear maps of
+    shape keep it so. A party's share is x - B + its mask at party 0 and its mask at party 1.
+    """
+
+    __slots__ = ("mask", "opened", "rank")
+
+    def __init__(
+        self, opened: torch.Tensor, mask: torch.Tensor | None, frac: int, rank: int
+    ) -> None:
+        self.opened, self.mask, self.frac, self.rank = opened, mask, frac, rank
+
+    @property
+    def share(self) -> torch.Tensor:  # type: ignore[override]
+        if self.opened.is_meta or self.mask is None:
+            return self.opened
+        return self.opened + self.mask if self.rank == 0 else self.mask
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.opened.shape
+
+    def _map(self, linear: Callable[[torch.Tensor], torch.Tensor], frac: int = 0) -> Kept:
+        mask = None if self.mask is None else linear(self.mask)
+        return Kept(linear(self.opened), mask, self.frac + frac, self.rank)
+
+
+def _joined(
+    parts: Sequence[Secret], join: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+) -> Secret:
     for part in parts[1:]:
         parts[0]._match(part)
-    return Secret(torch.cat([part.share for part in parts], dim), parts[0].frac)
+    first = parts[0]
+    if all(isinstance(part, Kept) for part in parts):
+        assert isinstance(first, Kept)
+        kept = [part for part in parts if isinstance(part, Kept)]
+        masks = [part.mask for part in kept if part.mask is not None]
+        opened = join([part.opened for part in kept])
+        return Kept(opened, join(masks) if masks else None, first.frac, first.rank)
+    return Secret(join([part.share for part in parts]), first.frac)
+
+
+def cat(parts: Sequence[Secret], dim: int) -> Secret:
+    """Join secrets along `dim`; all have the same number of fractional bits."""
+    return _joined(parts, lambda tensors: torch.cat(list(tensors), dim))
 
 
 def stack(parts: Sequence[Secret], dim: int = 0) -> Secret:
     """Stack secrets along a new dimension `dim`; all have the same number of fractional bits."""
-    for part in parts[1:]:
-        parts[0]._match(part)
-    return Secret(torch.stack([part.share for part in parts], dim), parts[0].frac)
+    return _joined(parts, lambda tensors: torch.stack(list(tensors), dim))

@@ -11,6 +11,7 @@ from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import SecureMachine
 from mpcache.protocols.secret import Secret, stack
 
+SLOPE_BITS = 8  # more fractional bits for slopes than for values
 FEW = 1 << 13  # elements up to which tables of some kilobytes each are worth their rounds
 
 
@@ -51,3 +52,47 @@ def spline(
     square = machine.settle(suite.square(x))
     both = suite.multiply(stack([b, c]), stack([x, square]))
     return a + machine.settle(both.sum(0))
+
+
+@functools.cache
+def lines(
+    function: Callable[[torch.Tensor], torch.Tensor], low: float, high: float, keep: int, bits: int
+) -> torch.Tensor:
+    """Coefficients [2, 2^bits] of a + b x for the segment of each index, as in `quadratics`."""
+    index = torch.arange(1 << bits, dtype=torch.float64).clamp(low * 2**keep, high * 2**keep - 1)
+    nodes = torch.cos((2 * torch.arange(2, dtype=torch.float64) + 1) * torch.pi / 4)
+    x = (index.unsqueeze(-1) + 0.75 * (1 + nodes)) / 2**keep
+    y = function(x)
+    slope = (y[:, 1] - y[:, 0]) / (x[:, 1] - x[:, 0])
+    return torch.stack([y[:, 0] - slope * x[:, 0], slope])
+
+
+def line(
+    machine: SecureMachine,
+    x: Secret,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    low: float,
+    high: float,
+    keep: int,
+    bits: int,
+) -> Secret:
+    """function(x) for x in [low, high), with any fractional bits; the result has 8 + 2 * 16.
+
+    Error, relative to a function with |slope x| at most its value: a cut of x, and what a line
+    leaves of it in a segment.
+
+    1. Look a and b up for the segment of x; cut x.
+    2. a + b x: one product.
+
+    Args:
+        keep: 2^keep segments a unit. bits: high 2^keep is at most 2^bits.
+    """
+    suite = machine.suite
+    assert isinstance(suite, DealerSuite)
+    frac = machine.setting.frac
+    offset, slope = lines(function, low, high, keep, bits)
+    fine = frac + SLOPE_BITS
+    tables = torch.stack([machine.encode(offset, frac + fine), machine.encode(slope, fine)])
+    a, b = suite.lookup(x, keep, bits, tables)
+    moved = suite.multiply(Secret(b.share, fine), machine.settle(x))
+    return Secret(a.share, frac + fine) + moved

@@ -27,7 +27,8 @@ from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
 from mpcache.protocols.ledger import Ledger, Prediction, Scopes
-from mpcache.protocols.operation import SecureMachine
+from mpcache.protocols.norm import norm
+from mpcache.protocols.operation import PlainMachine, SecureMachine
 from mpcache.protocols.setting import Setting
 
 from .harness import UNIT, Tape, counts, listed
@@ -299,3 +300,37 @@ def test_corrections_are_used_once_and_none_is_missing() -> None:
 
     with pytest.raises(MpcacheError, match="nothing is left"):
         run_parties(2, run)
+
+
+@pytest.mark.parametrize("size", [1, 8, 63, 576, 2048])
+@pytest.mark.parametrize("centered", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize("gained", [False, True], ids=["folded", "gain"])
+def test_norm_of_all_rows(size: int, centered: bool, gained: bool) -> None:
+    """Root mean squares from 2^-7 to where the sum of squares reaches 2^30, and a row of zeros."""
+    eps = 1e-5
+    largest = 0.99 * 2**15 / math.sqrt(size)
+    rows = torch.tensor([0.0, 2.0**-7, 0.3, 1.0, 20.0, largest], dtype=torch.float64).unsqueeze(-1)
+    x = normal(len(rows), size)
+    x = x / x.square().mean(-1, keepdim=True).sqrt() * rows
+    x = torch.round(x * 2**16) / 2**16
+    gain = torch.round((1 + normal(size, spread=0.5)) * 2**16) / 2**16
+    inputs = [x, gain] if gained else [x]
+
+    def operation(machine: SecureMachine, x: Any, gain: Any = None) -> Any:
+        return norm(machine, x, gain, None, eps, centered)
+
+    done = perform(operation, inputs)
+    done.check_cost()
+    gain = gain if gained else torch.ones(size)
+    y = operation(PlainMachine(SETTING), x)
+    # relative: x of the line is cut and a line leaves 2^-17 each (2^-16 of a root of 1/2), and the
+    # root times the factor, 1 / rms, is cut at 2^-26; the sum of squares of a centered row is off
+    # with its mean
+    variance = x.var(-1, correction=0, keepdim=True) if centered else None
+    mean_square = x.square().mean(-1, keepdim=True) if variance is None else variance
+    inverse = torch.rsqrt(mean_square + eps)
+    relative = 2.0**-15 + 2.0**-26 / inverse
+    moved = inverse * UNIT * (1 + y.abs()) * 2 if centered else torch.zeros_like(inverse)
+    bound = gain.abs() * (y.abs() * relative + UNIT * 1.01 + moved) + UNIT
+    error = (done.values[0] - y * gain).abs()
+    assert bool((error <= bound).all()), (error / bound).amax(-1)

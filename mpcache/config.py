@@ -72,7 +72,9 @@ class CacheConfig(_Section):
     share_layers: bool = Field(
         True, description="true or false: layers (2,3), (4,5), ... share one selection"
     )
-    summary: Literal["extrema", "mean"] = Field("extrema", description="extrema or mean")
+    summary: Literal["extrema", "mean"] = Field("mean", description="extrema or mean")
+    gather: Literal["scores", "kv"] = Field("scores", description="scores or kv")
+    per_head: bool = Field(True, description="true or false: each query head chooses for itself")
 
     @field_validator("clusters")
     @classmethod

@@ -49,6 +49,9 @@ class Cache(ABC):
 
         Returns the context of `queries` [kv_heads, group, tokens, head_dim], in that shape.
         """
+        with machine.scope("store"):
+            both = machine.keep(machine.stack([keys, values]))
+            keys, values = both[0], both[1]
         if layer not in self.keys:
             context = self.prefill(machine, layer, queries, keys, values)
             self.kept.static[layer] = self.keys[layer].shape[1]

@@ -30,11 +30,11 @@ class FullCache(Cache):
         self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
     ) -> Value:
         self.keys[layer], self.values[layer] = keys, values
-        context, _ = attention(machine, queries, keys, values, causal_mask(keys.shape[1]))
+        context, _ = attention(machine, queries, keys, values, causal_mask(keys.shape[1]), 0)
         return context
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
         keys = self.keys[layer]
         self.kept.dynamic.setdefault(layer, []).append(keys.shape[1])
-        context, _ = attention(machine, queries, keys, self.values[layer])
+        context, _ = attention(machine, queries, keys, self.values[layer], None, 0)
         return context

@@ -15,14 +15,16 @@ import torch
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.models.spec import ModelSpec
-from mpcache.protocols.arithmetic import matmul, scale, settle
+from mpcache.protocols.arithmetic import matmul, product, scale
 from mpcache.protocols.comparison import extrema, maximum
 from mpcache.protocols.operation import Machine, Value
-from mpcache.protocols.selection import top_k
-from mpcache.protocols.softmax import attention
+from mpcache.protocols.selection import best, top_k
+from mpcache.protocols.softmax import attend, attention, scores_of
 
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
 SIMILARITY = {"magnitude": 21, "keep": 10}
+# Means of scores, summed over a group.
+MEAN_SCORE = {"magnitude": 10, "keep": 8}
 OBSERVED = 0.2  # share of the prompt's last queries that judge importance
 
 
@@ -60,7 +62,11 @@ class MPCache(Policy):
         coarse_keep, dynamic_keep: share of coarse and of all fine clusters kept in a step.
         sink, recent: tokens at the prompt's ends that static eviction always keeps.
         share_layers: layers (2,3), (4,5), ... share the even layer's choice.
-        summary: extrema (the paper's) or mean of a cluster's keys.
+        summary: extrema (the paper's) or mean of a cluster's keys. The similarity with a mean key
+            is the mean of the scores, which are there already: free.
+        gather: choose among scores, and spread the weights over all values; or (the paper's) gather
+            keys and values first. The same result.
+        per_head: each query head chooses for itself; else the heads of a group choose together.
     """
 
     clusters: tuple[int, int] = (32, 16)
@@ -71,7 +77,9 @@ class MPCache(Policy):
     sink: int = 4
     recent: int = 16
     share_layers: bool = True
-    summary: Literal["extrema", "mean"] = "extrema"
+    summary: Literal["extrema", "mean"] = "mean"
+    gather: Literal["scores", "kv"] = "scores"
+    per_head: bool = True
     name: ClassVar[str] = "mpcache"
 
     def static_kept(self, prompt_tokens: int) -> int:
@@ -125,14 +133,14 @@ class MPCacheCache(Cache):
     ) -> Value:
         tokens = keys.shape[1]
         mask = causal_mask(tokens)
-        context, probabilities = attention(machine, queries, keys, values, mask)
+        context, probabilities = attention(
+            machine, queries, keys, values, mask, share_of(OBSERVED, tokens)
+        )
         with machine.scope("evict"):
-            observed = share_of(OBSERVED, tokens)
-            importance = probabilities[:, :, tokens - observed :].sum(2).sum(1).sum(0)
+            importance = probabilities.sum(2).sum(1).sum(0)
             keys, values = self._evict(machine, importance, keys, values)
         self.keys[layer], self.values[layer] = keys, values
-        if self.selects and self.policy.selects_itself(layer):
-            self._summarise(machine, layer)
+        self._summarise(machine, layer)
         return context
 
     def _evict(
@@ -153,13 +161,16 @@ class MPCacheCache(Cache):
         middle = both[:, first:last].permute(1, 0, 2).reshape(last - first, 2 * heads * width)
         chosen = matmul(machine, rows, middle)
         chosen = chosen.reshape(rows.shape[0], 2 * heads, width).permute(1, 0, 2)
-        both = machine.cat([both[:, :first], chosen, both[:, last:]], 1)
+        both = machine.keep(machine.cat([both[:, :first], chosen, both[:, last:]], 1))
         return both[:heads], both[heads:]
 
     # --- summaries -----------------------------------------------------------------------------
 
     def _summarise(self, machine: Machine, layer: int) -> None:
-        """Bring the summaries of full fine clusters up to date: maxima and minima, or means."""
+        """Bring the extrema of full fine clusters up to date, where this layer reads them."""
+        policy = self.policy
+        if not self.selects or not policy.selects_itself(layer) or policy.summary == "mean":
+            return
         small = self.policy.clusters[1]
         keys = self.keys[layer]
         heads, tokens, width = keys.shape
@@ -169,24 +180,18 @@ class MPCacheCache(Cache):
             return
         fresh = keys[:, known * small : full * small].reshape(heads, full - known, small, width)
         with machine.scope("summary"):
-            if self.policy.summary == "mean":
-                mean = fresh.sum(2)
-                parts = (mean, mean)
-            else:
-                parts = extrema(machine, fresh, 2)
+            parts = extrema(machine, fresh, 2)
             if known:
                 old = self.fine[layer]
                 parts = (machine.cat([old[0], parts[0]], 1), machine.cat([old[1], parts[1]], 1))
             self.fine[layer] = parts
 
-    def _blend(self, machine: Machine, most: Value, least: Value, tokens: int) -> Value:
-        """The summary r from maxima and minima, or from the key sums of `tokens` keys."""
-        if self.policy.summary == "mean":
-            return settle(machine, scale(machine, most, 1 / tokens))
+    def _blend(self, machine: Machine, most: Value, least: Value) -> Value:
+        """The summary r from maxima and minima."""
         return least + scale(machine, most - least, self.policy.alpha)
 
     def _coarse(self, machine: Machine, most: Value, least: Value) -> tuple[Value, Value]:
-        """Maxima and minima (or sums) of coarse clusters from those of their fine ones.
+        """Maxima and minima of coarse clusters from those of their fine ones.
 
         Args:
             most, least: [kv_heads, coarse * per, head_dim], whole coarse clusters only.
@@ -195,9 +200,6 @@ class MPCacheCache(Cache):
         heads, count, width = most.shape
         shape = (heads, count // per, per, width)
         most, least = most.reshape(*shape), least.reshape(*shape)
-        if self.policy.summary == "mean":
-            total = most.sum(2)
-            return total, total
         with machine.scope("summary"):
             both = maximum(machine, machine.stack([most, -least]), 3).squeeze(3)
         return both[0], -both[1]
@@ -206,78 +208,170 @@ class MPCacheCache(Cache):
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
         keys, values = self.keys[layer], self.values[layer]
-        choice = self.policy.choice(keys.shape[1])
-        if self.selects and self.policy.selects_itself(layer):
-            self._summarise(machine, layer)
-        if choice.selects:
-            with machine.scope("select"):
-                if self.policy.selects_itself(layer):
-                    self.shared = self._choose(machine, layer, queries, choice)
-                keys, values = self._gather(machine, keys, values, choice)
-        self.kept.dynamic.setdefault(layer, []).append(keys.shape[1])
-        context, _ = attention(machine, queries, keys, values)
-        return context
+        heads, group, _, width = queries.shape
+        tokens = keys.shape[1]
+        choice = self.policy.choice(tokens)
+        self._summarise(machine, layer)
+        self.kept.dynamic.setdefault(layer, []).append(choice.kept)
+        if not choice.selects:
+            return attention(machine, queries, keys, values, None, 0)[0]
+        scores = scores_of(machine, queries, keys).reshape(heads, group, tokens)
+        with machine.scope("select"):
+            if self.policy.selects_itself(layer):
+                fine, coarse = self._similarities(machine, layer, queries, scores, choice)
+                rows = self._choose(machine, fine, coarse, choice)
+                self.shared = rows if rows is None else machine.keep(rows)
+        if self.policy.gather == "kv":
+            return self._attend_gathered(machine, queries, keys, values, choice)
+        with machine.scope("select"):
+            chosen = self._chosen(machine, scores, choice)
+        assert chosen.shape[-1] == choice.kept
 
-    def _choose(self, machine: Machine, layer: int, queries: Value, choice: Choice) -> Value | None:
-        """One-hot rows [kv_heads, picks, fine - 2] over the fine clusters but first and last.
+        def spread(weights: Value) -> Value:
+            with machine.scope("spread"):
+                return self._spread(machine, weights, tokens, choice)
 
-        1. Similarities of the group's summed query with all coarse and fine summaries.
-        2. Level 1: top-k of the middle coarse clusters; their fine similarities are gathered.
-        3. Level 2: top-k among those and the loose fine clusters of the two outer coarse ones.
-        4. Both one-hot matrices multiply to one over all fine clusters.
+        context = attend(machine, chosen, values, None, spread).context
+        return context.reshape(heads, group, 1, width)
+
+    def _choosers(self, heads: int, group: int) -> tuple[int, int]:
+        """How many choose, and how many query heads follow each."""
+        return (heads * group, 1) if self.policy.per_head else (heads, group)
+
+    def _similarities(
+        self, machine: Machine, layer: int, queries: Value, scores: Value, choice: Choice
+    ) -> tuple[Value, Value | None]:
+        """Similarity with the fine clusters but first and last [choosers, fine - 2], and with the
+        middle coarse ones [choosers, coarse - 2] where level 1 has a choice.
+
+        Args:
+            queries: [kv_heads, group, 1, head_dim]. scores: [kv_heads, group, tokens].
+        """
+        big, small = self.policy.clusters
+        heads, group, _, width = queries.shape
+        choosers, followers = self._choosers(heads, group)
+        # fine cluster i stands at i - 1; whole middle coarse clusters begin at head
+        per, middle = big // small, choice.coarse - 2
+        head = per - 1
+        tail = head + middle * per
+        two_levels = choice.picks > 0 and 0 < choice.coarse_picks < middle
+        if self.policy.summary == "mean":
+            inner = scores.reshape(choosers, followers, -1)[..., small : (choice.fine - 1) * small]
+            means = inner.reshape(choosers, followers, choice.fine - 2, small).sum(-1).sum(1)
+            fine = scale(machine, means, 1 / small)
+            if not two_levels:
+                return fine, None
+            total = fine[:, head:tail].reshape(choosers, middle, per).sum(-1)
+            return fine, scale(machine, total, 1 / per)
+        most, least = (part[:, 1 : choice.fine - 1] for part in self.fine[layer])
+        summaries = self._blend(machine, most, least)
+        if two_levels:
+            coarse = self._coarse(machine, most[:, head:tail], least[:, head:tail])
+            summaries = machine.cat([summaries, self._blend(machine, *coarse)], 1)
+        query = queries.reshape(heads, group, width)
+        query = query if self.policy.per_head else query.sum(1).unsqueeze(1)
+        near = matmul(machine, query, summaries.transpose(1, 2)).reshape(choosers, -1)
+        return near[:, : choice.fine - 2], near[:, choice.fine - 2 :] if two_levels else None
+
+    def _choose(
+        self, machine: Machine, near: Value, far: Value | None, choice: Choice
+    ) -> Value | None:
+        """One-hot rows [choosers, picks, fine - 2] over the fine clusters but first and last.
+
+        1. Level 1: the best of the middle coarse clusters; their fine similarities are gathered.
+        2. Level 2: the best among those and the loose fine clusters of the two outer coarse ones.
+        3. Both one-hot matrices multiply to one over all fine clusters.
+
+        Args:
+            near, far: from `_similarities`.
         """
         if choice.picks == 0:
             return None
+        bits = MEAN_SCORE if self.policy.summary == "mean" else SIMILARITY
         big, small = self.policy.clusters
         per, middle = big // small, max(choice.coarse - 2, 0)
-        heads = queries.shape[0]
-        most, least = (part[:, 1 : choice.fine - 1] for part in self.fine[layer])
-        fine = self._blend(machine, most, least, small)
-        query = queries.sum(1)
-        one_level = choice.coarse_picks == middle
-        if one_level:
-            near = matmul(machine, query, fine.transpose(1, 2)).reshape(heads, choice.fine - 2)
-            return top_k(machine, near, choice.picks, **SIMILARITY)
-        # fine cluster i stands at i - 1 here; whole middle coarse clusters begin at per - 1
         head, tail = per - 1, per - 1 + middle * per
-        coarse = self._coarse(machine, most[:, head:tail], least[:, head:tail])
-        summaries = machine.cat([self._blend(machine, *coarse, big), fine], 1)
-        near = matmul(machine, query, summaries.transpose(1, 2))
-        near = near.reshape(heads, middle + choice.fine - 2)
-        far, near = near[:, :middle], near[:, middle:]
-        blocks = near[:, head:tail].reshape(heads, middle, per)
-        if choice.coarse_picks == 0:
+        heads = near.shape[0]
+        if choice.coarse_picks == middle:
+            return best(machine, near, choice.picks, **bits)
+        if far is None:
             loose = machine.cat([near[:, :head], near[:, tail:]], 1)
-            rows = top_k(machine, loose, choice.picks, **SIMILARITY)
+            rows = best(machine, loose, choice.picks, **bits)
             empty = machine.zeros_like(rows, (heads, choice.picks, middle * per))
             return machine.cat([rows[..., :head], empty, rows[..., head:]], -1)
-        level1 = top_k(machine, far, choice.coarse_picks, **SIMILARITY)
-        inner = matmul(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
+        blocks = near[:, head:tail].reshape(heads, middle, per)
+        level1 = machine.keep(best(machine, far, choice.coarse_picks, **bits))
+        inner = product(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
         candidates = machine.cat([near[:, :head], inner, near[:, tail:]], 1)
         if choice.picks == candidates.shape[1]:  # level 1 has left no more than may be kept
             every = torch.eye(choice.picks).expand(heads, -1, -1)
             level2 = machine.shift(machine.zeros_like(level1, tuple(every.shape)), every)
         else:
-            level2 = top_k(machine, candidates, choice.picks, **SIMILARITY)
+            level2 = best(machine, candidates, choice.picks, **bits)
         edge = head + choice.coarse_picks * per
         spread = level2[..., head:edge].reshape(heads, choice.picks, choice.coarse_picks, per)
         spread = spread.transpose(2, 3).reshape(heads, choice.picks * per, choice.coarse_picks)
-        spread = matmul(machine, spread, level1).reshape(heads, choice.picks, per, middle)
+        spread = product(machine, spread, level1).reshape(heads, choice.picks, per, middle)
         spread = spread.transpose(2, 3).reshape(heads, choice.picks, middle * per)
         return machine.cat([level2[..., :head], spread, level2[..., edge:]], -1)
 
-    def _gather(
-        self, machine: Machine, keys: Value, values: Value, choice: Choice
-    ) -> tuple[Value, Value]:
-        """First, chosen and last fine clusters of keys and values [kv_heads, tokens, head_dim]."""
+    # --- gathering -----------------------------------------------------------------------------
+
+    def _chosen(self, machine: Machine, scores: Value, choice: Choice) -> Value:
+        """Scores [kv_heads, group, tokens] of the first, the chosen and the last fine clusters."""
         small = self.policy.clusters[1]
-        heads, _, width = keys.shape
+        heads, group, _ = scores.shape
+        last = (choice.fine - 1) * small
+        parts = [scores[..., :small], scores[..., last:]]
+        if choice.picks:
+            choosers, followers = self._choosers(heads, group)
+            blocks = scores[..., small:last].reshape(choosers, followers, choice.fine - 2, small)
+            blocks = blocks.transpose(1, 2).reshape(choosers, choice.fine - 2, followers * small)
+            picked = product(machine, self.shared, blocks)
+            picked = picked.reshape(choosers, choice.picks, followers, small).transpose(1, 2)
+            parts.insert(1, picked.reshape(heads, group, choice.picks * small))
+        return machine.cat(parts, -1)
+
+    def _spread(self, machine: Machine, weights: Value, tokens: int, choice: Choice) -> Value:
+        """Weights [kv_heads, group, kept] as weights over all tokens: those not chosen get 0."""
+        small = self.policy.clusters[1]
+        heads, group, _ = weights.shape
+        last = (choice.fine - 1) * small
+        edge = small + choice.picks * small
+        middle = (heads, group, last - small)
+        if choice.picks:
+            choosers, followers = self._choosers(heads, group)
+            inner = weights[..., small:edge]
+            inner = inner.reshape(choosers, followers, choice.picks, small).transpose(1, 2)
+            inner = inner.reshape(choosers, choice.picks, followers * small)
+            assert self.shared is not None
+            inner = product(machine, self.shared.transpose(1, 2), inner)
+            inner = inner.reshape(choosers, choice.fine - 2, followers, small).transpose(1, 2)
+            inner = inner.reshape(*middle)
+        else:
+            inner = machine.zeros_like(weights, middle)
+        return machine.cat([weights[..., :small], inner, weights[..., edge:]], -1)
+
+    def _attend_gathered(
+        self, machine: Machine, queries: Value, keys: Value, values: Value, choice: Choice
+    ) -> Value:
+        """Attention over gathered keys and values [kv_heads, tokens, head_dim]."""
+        small = self.policy.clusters[1]
+        heads, group, _, width = queries.shape
+        choosers, followers = self._choosers(heads, group)
         both = machine.cat([keys, values], -1)
+        if choosers != heads:
+            both = both.unsqueeze(1).expand(heads, group, *both.shape[1:]).flatten(0, 1)
         last = (choice.fine - 1) * small
         parts = [both[:, :small], both[:, last:]]
-        if choice.picks:
-            blocks = both[:, small:last].reshape(heads, choice.fine - 2, small * 2 * width)
-            chosen = matmul(machine, self.shared, blocks)
-            parts.insert(1, chosen.reshape(heads, choice.picks * small, 2 * width))
-        both = machine.cat(parts, 1)
-        return both[..., :width], both[..., width:]
+        with machine.scope("select"):
+            if choice.picks:
+                blocks = both[:, small:last].reshape(choosers, choice.fine - 2, small * 2 * width)
+                chosen = matmul(machine, self.shared, blocks)
+                parts.insert(1, chosen.reshape(choosers, choice.picks * small, 2 * width))
+            both = machine.cat(parts, 1)
+        assert both.shape[1] == choice.kept
+        queries = queries.reshape(choosers, followers, 1, width)
+        keys, values = both[..., :width], both[..., width:]
+        context, _ = attention(machine, queries, keys, values, None, 0)
+        return context.reshape(heads, group, 1, width)

@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
@@ -38,7 +37,19 @@ def at_least(machine: Machine, x: Value, y: Value, **bits: int) -> Value:
 
 def choose(machine: Machine, bit: Value, x: Value, y: Value) -> Value:
     """x where `bit` is 1 and y where it is 0. One product; exact, since a bit has no fraction."""
-    return y + multiply(machine, x - y, bit)
+    return y + pick(machine, bit, x - y)
+
+
+class Pick(Operation):
+    """x where the bit (without fractional bits) is 1 and 0 where it is 0, broadcast. Exact."""
+
+    name = "pick"
+
+    def plain(self, machine: PlainMachine, bit: Value, x: Value) -> Value:
+        return x * bit
+
+    def run(self, machine: SecureMachine, bit: Secret, x: Secret) -> Secret:
+        return machine.suite.multiply(x, bit)
 
 
 class Maximum(Operation):
@@ -87,7 +98,7 @@ class Maximum(Operation):
                 torch.arange(group - 1, -1, -1, dtype=torch.float64),
             )
             best = negative(machine, machine.shift(losses, -1.0), magnitude=group.bit_length())
-            x = multiply(machine, x, best).sum(-1)
+            x = pick(machine, best, x).sum(-1)
         return x.transpose(dim, -1)
 
 
@@ -123,5 +134,6 @@ class Extrema(Operation):
 
 
 negative = Negative()
+pick = Pick()
 maximum = Maximum()
 extrema = Extrema()

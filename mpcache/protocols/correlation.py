@@ -397,6 +397,19 @@ class Lookup(Correlation):
         return {"turned": self.tables[:, (y - r) & (size - 1)].transpose(0, 1)}
 
 
+class OneHot(Correlation):
+    """r on `bits` bits, and the unit vector of r, modulo 2^width."""
+
+    def __init__(self, shape: Shape, bits: int, width: int) -> None:
+        self.bits = bits
+        row = (1 << bits, *shape)
+        self.pieces = (Piece("r", shape, bits=bits), Piece("row", row, width, corrected=True))
+
+    def complete(self, whole: Pieces) -> Pieces:
+        places = torch.arange(1 << self.bits).reshape(-1, *([1] * whole["r"].ndim))
+        return {"row": (places == whole["r"]).to(torch.int64)}
+
+
 @functools.cache
 def _node_words(group: Group, name: str) -> torch.Tensor:
     """For every mask of a node's inputs the word whose bit v is its output on input v ^ mask.

@@ -24,6 +24,7 @@ from mpcache.protocols.correlation import (
     Group,
     Lookup,
     MaskedProduct,
+    OneHot,
     Pieces,
     Positive,
     Signs,
@@ -250,9 +251,9 @@ class DealerSuite(Suite):
 
     # --- comparison ----------------------------------------------------------------------------
 
-    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Secret:
         """1 where x < 0, for |x| < 2^magnitude, told apart to 2^-keep (exactly where x has no
-        more fractional bits).
+        more fractional bits). The shares of the result count modulo 2^width.
 
         1. Each party drops the bits below 2^-keep of its share and reduces to b bits.
         2. Open y = x + r on b bits. For each digit, tables dealt for it hold [y_d < r_d] and
@@ -262,7 +263,7 @@ class DealerSuite(Suite):
         """
         drop = max(0, x.frac - keep)
         bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
-        made = self._borrow(x, drop, bits, Signs(tuple(x.shape), bits))
+        made = self._borrow(x, drop, bits, Signs(tuple(x.shape), bits, width))
         if made is None:
             return self._made(x.shape, 0)
         (value,), y, _ = made
@@ -328,6 +329,23 @@ class DealerSuite(Suite):
         index = y.expand(1, len(tables), *y.shape)
         found = pieces["turned"].gather(0, index).squeeze(0)
         return [Secret(row, frac) for row in found]
+
+    def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
+        """[floor(x 2^keep) mod 2^bits == j] as [2^bits, ...] without fractional bits.
+
+        The shares count modulo 2^width. The index may come out one too low where x has bits
+        below 2^-keep.
+        """
+        drop, shape = x.frac - keep, (1 << bits, *x.shape)
+        pieces = self.draw(OneHot(tuple(x.shape), bits, width))
+        if self.hollow:
+            self.swap("one-hot", [Spec(tuple(x.shape), _narrow(bits))], list)
+            return self._made(shape, 0)
+        own = logical_shift(x.share, drop) if drop else x.share
+        (y,) = self._open("one-hot", [(own + pieces["r"]).to(_narrow(bits))])
+        places = torch.arange(1 << bits).reshape(-1, *([1] * x.ndim))
+        index = (y.to(torch.int64) - places) & ((1 << bits) - 1)
+        return Secret(pieces["row"].gather(0, index), 0)
 
     def _borrow(
         self, x: Secret, drop: int, bits: int, correlation: Borrow

@@ -12,7 +12,7 @@ from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.splines import FEW, spline
+from mpcache.protocols.splines import FEW, line, spline
 
 EXP_SQUARINGS = 5
 NEWTON_STEPS = 3
@@ -129,6 +129,32 @@ class Reciprocal(Operation):
         return multiply(machine, y, factor)
 
 
+class Inverse(Operation):
+    """1/x for x in [2^low, 2^high), with `frac` fractional bits. With a dealer only.
+
+    1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly.
+    2. 1/t by a line in a segment of 2^-7; times f.
+
+    Error: 2^-15 of the result, and a cut at `frac`.
+    """
+
+    name = "inverse"
+
+    def plain(self, machine: PlainMachine, x: Value, low: int, high: int, frac: int) -> Value:
+        return 1 / x
+
+    def run(self, machine: SecureMachine, x: Secret, low: int, high: int, frac: int) -> Secret:
+        suite = machine.suite
+        steps = torch.arange(low, high + 1, dtype=torch.float64)
+        thresholds = 0.75 * torch.exp2(steps[1:])
+        reached = at_least(machine, x.unsqueeze(-1), thresholds, magnitude=high + 1, keep=4 - low)
+        factor = stepped(machine, reached, torch.exp2(-steps), high)
+        t = suite.multiply(x, factor)
+        r = line(machine, t, torch.reciprocal, 0.7, 2.0, keep=7, bits=8, fine=4)
+        r = suite.multiply(r, factor)
+        return suite.truncate(r, r.frac - frac)
+
+
 class InverseSqrt(Operation):
     """1/sqrt(x) for x in [1, 4): a line and three Newton steps y <- y(3 - xy^2)/2.
 
@@ -215,6 +241,7 @@ def clipped(machine: Machine, x: Value, low: float) -> Value:
 exponential = Exponential()
 stairs = Stairs()
 reciprocal = Reciprocal()
+inverse = Inverse()
 inverse_sqrt = InverseSqrt()
 decay = Decay()
 logistic = Logistic()

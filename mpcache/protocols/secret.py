@@ -192,6 +192,11 @@ def _joined(
     return Secret(join([part.share for part in parts]), first.frac)
 
 
+def lifted(value: Secret, frac: int) -> Secret:
+    """The same value with more fractional bits. Exact."""
+    return Secret(value.share << (frac - value.frac), frac)
+
+
 def cat(parts: Sequence[Secret], dim: int) -> Secret:
     """Join secrets along `dim`; all have the same number of fractional bits."""
     return _joined(parts, lambda tensors: torch.cat(list(tensors), dim))

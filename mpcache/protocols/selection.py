@@ -6,6 +6,7 @@ import torch
 
 from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.comparison import at_least
+from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
@@ -15,7 +16,8 @@ class Rank(Operation):
 
     Of two equal elements the earlier one wins, so ranks are a permutation. On shares: all
     n (n - 1) / 2 comparisons in one batch, then public sums. Exact, but for elements that `bits`
-    does not tell apart: see `Suite.negative`.
+    does not tell apart: see `Suite.negative`. With `width` (a dealer's option) the shares count
+    modulo 2^width.
     """
 
     name = "rank"
@@ -63,6 +65,33 @@ class TopK(Operation):
         return reached - before
 
 
+class Best(Operation):
+    """The k greatest of the last dimension [n], as one-hot rows [..., k, n] in order of rank.
+
+    Row j is [rank_i == j]: one more round than the ranks with a dealer, who deals a table for
+    each rank. Public: k and n. Exact, but for elements that `bits` does not tell apart.
+    """
+
+    name = "best"
+
+    def plain(self, machine: PlainMachine, x: Value, k: int, **bits: int) -> Value:
+        wanted = torch.arange(k, device=x.device).unsqueeze(-1)
+        return (rank(machine, x).unsqueeze(-2) == wanted).to(x.dtype)
+
+    def run(self, machine: SecureMachine, x: Secret, k: int, **bits: int) -> Secret:
+        size = x.shape[-1]
+        ranks = rank(machine, x, **bits).unsqueeze(-2)
+        wanted = torch.arange(k + 1, dtype=torch.float64).unsqueeze(-1).expand(k + 1, size)
+        reached = at_least(machine, ranks, wanted, magnitude=size.bit_length() + 1)
+        return reached[..., :k, :] - reached[..., 1:, :]
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **bits: int) -> Secret:
+        suite, size = machine.suite, x.shape[-1]
+        assert isinstance(suite, DealerSuite)
+        rows = suite.one_hot(rank(machine, x, width=16, **bits), 0, max(1, (size - 1).bit_length()))
+        return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
+
+
 class Argmax(Operation):
     """Position of the greatest element in the last dimension, as an integer.
 
@@ -90,4 +119,5 @@ class Argmax(Operation):
 
 rank = Rank()
 top_k = TopK()
+best = Best()
 argmax = Argmax()

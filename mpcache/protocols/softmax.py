@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
-from mpcache.protocols.arithmetic import matmul, multiply, scale
-from mpcache.protocols.comparison import maximum
-from mpcache.protocols.functions import decay, reciprocal
+from mpcache.protocols.arithmetic import matmul, multiply, product, scale
+from mpcache.protocols.comparison import maximum, negative
+from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.functions import decay, inverse, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.secret import Secret, lifted
 
 HIDDEN = -(2.0**11)  # scores stay between it and 2^11
 MAGNITUDE = 12  # so that their differences stay below 2^12
+CEILED = 1 << 15  # scores up to which a table each is worth the rounds of a maximum
+CELL, CELLS = 2, 6  # a ceiling reads scores in 2^6 cells of 2^2, around 0
+WEIGHT_FRAC = 24  # fractional bits of weights that are not normalised
+SUM_FRAC = 26  # of their sum over values, and of the inverse of their total
+
+Spread = Callable[[Value], Value]
 
 
 class Softmax(Operation):
@@ -34,9 +44,7 @@ class Softmax(Operation):
         return torch.softmax(x, -1)
 
     def run(self, machine: SecureMachine, x: Secret, visible: torch.Tensor | None = None) -> Secret:
-        if visible is not None:
-            visible = visible.to(x.share.device, torch.int64)
-            x = machine.shift(x.times(visible), HIDDEN * (1 - visible))
+        x, visible = _hide(machine, x, visible)
         top = maximum(machine, x, x.ndim - 1, magnitude=MAGNITUDE, keep=4)
         e = decay(machine, x - top, magnitude=MAGNITUDE)
         if visible is not None:
@@ -45,7 +53,142 @@ class Softmax(Operation):
         return multiply(machine, e, r)
 
 
+def _hide(
+    machine: SecureMachine, x: Secret, visible: torch.Tensor | None
+) -> tuple[Secret, torch.Tensor | None]:
+    if visible is None:
+        return x, None
+    visible = visible.to(x.share.device, torch.int64)
+    return machine.shift(x.times(visible), HIDDEN * (1 - visible)), visible
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What attention makes of scores [.., queries, tokens].
+
+    The context [.., queries, head_dim] is normalised; the weights are where `inverse` is None,
+    else they are to be multiplied with it [.., queries, 1].
+    """
+
+    context: Value
+    weights: Value
+    inverse: Value | None
+
+
+class Attend(Operation):
+    """Softmax of scores, and the values' mean under it.
+
+    Args:
+        scores: [.., queries, tokens], with any fractional bits.
+        values: [.., stored, head_dim].
+        visible: public 0/1 mask over the scores, or None for all.
+        spread: maps weights over the tokens to weights over what is stored, where that is more.
+
+    With a dealer:
+
+    1. m near the maximum: 1 at most below it and 7 above, read off one opening where scores are
+       few; else the maximum itself.
+    2. e = exp(x - m), with 24 fractional bits.
+    3. Context: (e values) / sum(e); the weights themselves are not normalised.
+
+    Error there, in units: 16 times the greatest |value|, and 8.
+    """
+
+    name = "softmax"
+
+    def plain(
+        self,
+        machine: PlainMachine,
+        scores: Value,
+        values: Value,
+        visible: torch.Tensor | None = None,
+        spread: Spread | None = None,
+    ) -> Weighted:
+        weights = softmax.plain(machine, scores, visible)
+        return Weighted((spread(weights) if spread else weights) @ values, weights, None)
+
+    def run(
+        self,
+        machine: SecureMachine,
+        scores: Secret,
+        values: Secret,
+        visible: torch.Tensor | None = None,
+        spread: Spread | None = None,
+    ) -> Weighted:
+        weights = softmax.run(machine, machine.settle(scores), visible)
+        with machine.scope("values"):
+            context = matmul(machine, spread(weights) if spread else weights, values)
+        return Weighted(context, weights, None)
+
+    def run_dealer(
+        self,
+        machine: SecureMachine,
+        scores: Secret,
+        values: Secret,
+        visible: torch.Tensor | None = None,
+        spread: Spread | None = None,
+    ) -> Weighted:
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        x, visible = _hide(machine, scores, visible)
+        if x.share.numel() <= CEILED:
+            top = lifted(_ceiling(machine, x, visible), x.frac)
+        else:
+            top = maximum(machine, x, x.ndim - 1, magnitude=MAGNITUDE, keep=4)
+        with machine.scope("exp"):
+            e = suite.exp(x - top)
+            e = suite.truncate(e, e.frac - WEIGHT_FRAC)
+        if visible is not None:
+            e = e.times(visible)
+        total = e.sum(-1, keepdim=True)
+        with machine.scope("values"):
+            context = product(machine, spread(e) if spread else e, values)
+            context = suite.truncate(context, context.frac - SUM_FRAC)
+        over = inverse(machine, total, -11, x.shape[-1].bit_length() + 2, SUM_FRAC)
+        return Weighted(multiply(machine, context, over), e, over)
+
+
+def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) -> Secret:
+    """An integer [.., 1] that the greatest x, in [-128, 124), exceeds by 1 at most, or misses by 7.
+
+    1. One-hot rows over cells of 4 and their sum: how many x are in each cell, or one below.
+    2. Sums from the top: where they are not zero, the greatest x is at least as high.
+    """
+    suite = machine.suite
+    assert isinstance(suite, DealerSuite)
+    count = 1 << CELLS
+    with machine.scope("ceiling"):
+        moved = machine.shift(x, float(count << (CELL - 1)))
+        cells = suite.one_hot(moved, -CELL, CELLS, width=16)
+        cells = cells if visible is None else cells.times(visible)
+        counts = cells.sum(-1)
+        below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
+        above = below[..., -1:] - below[..., :-1]
+        bits = x.shape[-1].bit_length()
+        empty = negative(machine, machine.shift(above, -1.0), magnitude=bits)
+        reached = machine.shift(-empty.sum(-1, keepdim=True), float(count - 1))
+        offset = (2 << CELL) - 1 - (count << (CELL - 1))
+        return machine.shift(reached.times(1 << CELL), float(offset))
+
+
 softmax = Softmax()
+attend = Attend()
+
+
+def scores_of(machine: Machine, queries: Value, keys: Value) -> Value:
+    """Scaled products of queries with all keys, with all their fractional bits.
+
+    Args:
+        queries: [kv_heads, group, queries, head_dim], rotated. keys: [kv_heads, tokens, head_dim].
+
+    Returns:
+        [kv_heads, group, queries, tokens].
+    """
+    heads, group, count, width = queries.shape
+    with machine.scope("scores"):
+        flat = scale(machine, queries, width**-0.5).reshape(heads, group * count, width)
+        scores = product(machine, flat, keys.transpose(-1, -2))
+    return scores.reshape(heads, group, count, keys.shape[-2])
 
 
 def attention(
@@ -54,6 +197,7 @@ def attention(
     keys: Value,
     values: Value,
     visible: torch.Tensor | None = None,
+    observed: int | None = None,
 ) -> tuple[Value, Value]:
     """Softmax attention of grouped query heads over shared key/value heads.
 
@@ -61,18 +205,25 @@ def attention(
         queries: [kv_heads, group, queries, head_dim], rotated.
         keys, values: [kv_heads, tokens, head_dim].
         visible: public 0/1 mask, broadcast to [kv_heads, group, queries, tokens].
+        observed: of how many last queries the probabilities are wanted; None for all.
 
     Returns:
-        The context [kv_heads, group, queries, head_dim] and the probabilities
-        [kv_heads, group, queries, tokens].
+        The context [kv_heads, group, queries, head_dim] and the probabilities of the observed
+        queries [kv_heads, group, observed, tokens], None where there are none.
     """
     heads, group, count, width = queries.shape
-    with machine.scope("scores"):
-        flat = scale(machine, queries, width**-0.5).reshape(heads, group * count, width)
-        scores = matmul(machine, flat, keys.transpose(-1, -2))
-        scores = scores.reshape(heads, group, count, keys.shape[-2])
-    probabilities = softmax(machine, scores, visible)
-    with machine.scope("values"):
-        flat = probabilities.reshape(heads, group * count, keys.shape[-2])
-        context = matmul(machine, flat, values)
-    return context.reshape(heads, group, count, width), probabilities
+    tokens = keys.shape[-2]
+    scores = scores_of(machine, queries, keys).reshape(heads, group * count, tokens)
+    if visible is not None:
+        visible = visible.expand(heads, group, count, tokens).reshape(heads, group * count, tokens)
+    weighted = attend(machine, scores, values, visible)
+    context = weighted.context.reshape(heads, group, count, width)
+    first = 0 if observed is None else count - observed
+    if first == count:
+        return context, None
+    weights = weighted.weights.reshape(heads, group, count, tokens)[:, :, first:]
+    if weighted.inverse is not None:
+        over = weighted.inverse.reshape(heads, group, count, 1)[:, :, first:]
+        with machine.scope("probabilities"):
+            weights = multiply(machine, weights, over)
+    return context, weights

@@ -11,7 +11,6 @@ from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import SecureMachine
 from mpcache.protocols.secret import Secret, stack
 
-SLOPE_BITS = 8  # more fractional bits for slopes than for values
 FEW = 1 << 13  # elements up to which tables of some kilobytes each are worth their rounds
 
 
@@ -75,8 +74,9 @@ def line(
     high: float,
     keep: int,
     bits: int,
+    fine: int = 8,
 ) -> Secret:
-    """function(x) for x in [low, high), with any fractional bits; the result has 8 + 2 * 16.
+    """function(x) for x in [low, high), with any fractional bits; the result has 2 * 16 + `fine`.
 
     Error, relative to a function with |slope x| at most its value: a cut of x, and what a line
     leaves of it in a segment.
@@ -86,12 +86,13 @@ def line(
 
     Args:
         keep: 2^keep segments a unit. bits: high 2^keep is at most 2^bits.
+        fine: how many more fractional bits slopes have than values.
     """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
     frac = machine.setting.frac
     offset, slope = lines(function, low, high, keep, bits)
-    fine = frac + SLOPE_BITS
+    fine += frac
     tables = torch.stack([machine.encode(offset, frac + fine), machine.encode(slope, fine)])
     a, b = suite.lookup(x, keep, bits, tables)
     moved = suite.multiply(Secret(b.share, fine), machine.settle(x))

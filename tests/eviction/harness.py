@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +102,19 @@ def attended(run: Callable[[], Any]) -> tuple[Any, list[tuple[Any, Any]]]:
     seen: list[tuple[Any, Any]] = []
     inner = mpcache.attention
 
-    def spy(machine: Any, queries: Any, keys: Any, values: Any, visible: Any = None) -> Any:
+    def spy(machine: Any, queries: Any, keys: Any, values: Any, *rest: Any) -> Any:
         seen.append((keys, values))
-        return inner(machine, queries, keys, values, visible)
+        return inner(machine, queries, keys, values, *rest)
 
     with mock.patch.object(mpcache, "attention", spy), mock.patch.object(full, "attention", spy):
         return run(), seen
+
+
+def shown(policy: Policy) -> Policy:
+    """The same choices, with the chosen keys and values gathered, where `attended` sees them."""
+    if isinstance(policy, mpcache.MPCache):
+        return dataclasses.replace(policy, gather="kv", per_head=False)
+    return policy
 
 
 def reference_of(policy: mpcache.MPCache) -> Reference:
@@ -173,5 +181,5 @@ policies = st.builds(
 
 __all__ = [
     "SPEC", "Activations", "Cache", "Walked", "attended", "policies", "random_activations",
-    "reference_of", "shares", "stacked", "walk", "walk_reference",
+    "reference_of", "shares", "shown", "stacked", "walk", "walk_reference",
 ]  # fmt: skip

@@ -15,7 +15,14 @@ from mpcache.protocols.operation import PlainMachine
 from mpcache.protocols.setting import Setting
 from protocols import bounds
 
-from .harness import Activations, attended, random_activations, walk, walk_reference
+from .harness import (
+    Activations,
+    attended,
+    random_activations,
+    shown,
+    walk,
+    walk_reference,
+)
 
 # Shares move an importance by some tens of units for each judging row, of 12, and a similarity by
 # one a dimension, of 6: about 300 units = 0.005 at most.
@@ -36,7 +43,7 @@ def clear_activations(
 
 def check(policy: Policy, activations: Activations, world: int) -> None:
     """Stored tokens are exact; contexts are within attention's bound over the attended tokens."""
-    program = walk(policy, activations)
+    program = walk(shown(policy), activations)
     twin, seen = attended(lambda: program(PlainMachine(Setting()), *activations.tensors))
     outcome = perform(world, program, activations.tensors)
     outcome.check_cost()

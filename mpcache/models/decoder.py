@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from mpcache.models.folding import Folded, folded_shapes
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import relu, silu
@@ -54,11 +55,14 @@ FUSED = {
 def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value] | None) -> Model:
     """Bring the owner's weights into the machine, matrices with a common input side by side.
 
+    Norms are folded into the matrices around them: see `models.folding`.
+
     Args:
         tensors: the weights in the clear by canonical name, at their owner and in the twin; None
             elsewhere and in the cost reading.
     """
-    shapes = spec.shapes()
+    shapes = folded_shapes(spec)
+    given = None if tensors is None else Folded(spec, tensors)
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
     for layer in range(spec.layers):
         for fused, parts in FUSED.items():
@@ -70,13 +74,10 @@ def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value]
     weights: dict[str, Value] = {}
     for name, parts in groups.items():
         shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
-        tensor = None if tensors is None else torch.cat([tensors[part] for part in parts], -1)
+        tensor = None if given is None else torch.cat([given[part] for part in parts], -1)
+        tensor = None if tensor is None else tensor.contiguous()  # products read rows in order
         put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
         weights[name] = put(name, tensor, shape)
-    if spec.tied:
-        # The table once more, output-major: products read weights in the order of storage.
-        tensor = None if tensors is None else tensors["embed.tokens"].t().contiguous()
-        weights["head"] = machine.matrix("head", tensor, (spec.embed_dim, spec.vocab))
     return Model(spec, weights)
 
 
@@ -102,13 +103,13 @@ def forward(
             x = _norm(machine, model, "final.norm", x)
         if "final.project" in weights:
             x = linear(machine, x, weights["final.project"])
-        return linear(machine, x, weights["head"])
+        return linear(machine, x, weights["head"], weights.get("head.bias"))
 
 
 def _norm(machine: Machine, model: Model, name: str, x: Value) -> Value:
-    spec = model.spec
-    gain = model.weights[f"{name}.gain"]
-    return norm(machine, x, gain, model.bias(name), spec.norm_eps, spec.norm == "layer")
+    spec, gain = model.spec, model.weights.get(f"{name}.gain")
+    centred = spec.norm == "layer" and gain is not None
+    return norm(machine, x, gain, model.bias(name), spec.norm_eps, centred)
 
 
 def _attention_block(
@@ -152,9 +153,11 @@ def _ffn_block(machine: Machine, model: Model, layer: int, x: Value) -> Value:
     spec, name = model.spec, f"layers.{layer}.ffn"
     with machine.scope("ffn"):
         y = _norm(machine, model, f"{name}.norm", x) if spec.norm_first else x
-        with machine.scope("input"):
-            y = linear(machine, y, model.weights[f"{name}.input"], model.bias(f"{name}.input"))
         activation = silu if spec.activation == "silu" else relu
+        with machine.scope("input"):
+            weight, bias = model.weights[f"{name}.input"], model.bias(f"{name}.input")
+            # an activation cuts what it reads; a gated one's factor is cut here
+            y = linear(machine, y, weight, bias, settled=spec.gated)
         if spec.gated:
             gate, up = y[:, : spec.ffn], y[:, spec.ffn :]
             y = multiply(machine, activation(machine, gate), up)

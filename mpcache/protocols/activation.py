@@ -21,6 +21,7 @@ class Relu(Operation):
         return torch.relu(x)
 
     def run(self, machine: SecureMachine, x: Secret) -> Secret:
+        x = machine.settle(x)
         return x - multiply(machine, x, negative(machine, x))
 
     def run_dealer(self, machine: SecureMachine, x: Secret) -> Secret:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.secret import Secret, lifted
 
 EXTRA_BITS = 8
 
@@ -88,22 +88,35 @@ class Settle(Operation):
 class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
 
-    Error: one cut, and (|x|_1 + 1) / 2 units from rounding weights and bias.
+    Unless `settled`, the result keeps all its fractional bits. Error: one cut where it is, and
+    (|x|_1 + 1) / 2 units from rounding weights and bias.
     """
 
     name = "linear"
 
     def plain(
-        self, machine: PlainMachine, x: Value, weight: Value, bias: Value | None = None
+        self,
+        machine: PlainMachine,
+        x: Value,
+        weight: Value,
+        bias: Value | None = None,
+        settled: bool = True,
     ) -> Value:
         product = x @ weight
         return product if bias is None else product + bias
 
     def run(
-        self, machine: SecureMachine, x: Secret, weight: Secret, bias: Secret | None = None
+        self,
+        machine: SecureMachine,
+        x: Secret,
+        weight: Secret,
+        bias: Secret | None = None,
+        settled: bool = True,
     ) -> Secret:
-        product = machine.matmul(x, weight)
-        return product if bias is None else product + bias
+        product = machine.suite.matmul(x, weight)
+        if bias is not None:
+            product = product + lifted(bias, product.frac)
+        return machine.settle(product) if settled else product
 
 
 class Embed(Operation):

@@ -1,0 +1,105 @@
+"""Weights with the norms' gains, biases and centring folded in: less work on shares, same logits.
+
+A norm's gain multiplies the rows of the matrices that read it, and its bias becomes theirs. Where
+every layer begins with a LayerNorm, what is added to the residual stream is centred ahead of time,
+so that its rows have mean 0 and need no mean taken (SliceGPT, Ashkboos et al., arXiv 2401.15024).
+Models whose norms come after a block keep them as they are: there the stream itself is normed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from mpcache.models.spec import ModelSpec
+
+READERS = {
+    "attention.norm": ("attention.query", "attention.key", "attention.value"),
+    "ffn.norm": ("ffn.gate", "ffn.up"),
+}
+WRITERS = ("attention.output", "ffn.down")
+
+
+def foldable(spec: ModelSpec) -> bool:
+    """Whether `folded_shapes` differs from the spec's: every norm is read by matrices alone."""
+    return spec.norm_first and spec.final_norm and spec.embed_dim == spec.hidden
+
+
+def folded_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every weight that is left; the head is always there."""
+    shapes = dict(spec.shapes())
+    shapes["head"] = (spec.embed_dim, spec.vocab)
+    if not foldable(spec):
+        return shapes
+    for name in list(shapes):
+        if ".norm." in name:
+            del shapes[name]
+    if spec.norm == "layer":
+        shapes["head.bias"] = (spec.vocab,)
+        for layer in range(spec.layers):
+            for readers in READERS.values():
+                for reader in readers:
+                    name = f"layers.{layer}.{reader}"
+                    if name in shapes:
+                        shapes[f"{name}.bias"] = (shapes[name][1],)
+    return shapes
+
+
+class Folded(Mapping[str, torch.Tensor]):
+    """The weights of `folded_shapes`, each made when it is asked for.
+
+    Args:
+        tensors: the model's own weights by canonical name.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.spec, self.tensors = spec, tensors
+        self.shapes = folded_shapes(spec)
+        self.centred = foldable(spec) and spec.norm == "layer"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        bias = name.endswith(".bias")
+        matrix = name.removesuffix(".bias")
+        norm = self._norm_of(matrix) if foldable(self.spec) else None
+        if norm is not None:
+            return self._shifted(matrix, norm) if bias else self._scaled(matrix, norm)
+        own = self._own(name)
+        if self.centred and (matrix.endswith(WRITERS) or matrix.startswith("embed.")):
+            return own - own.mean(-1, keepdim=True)
+        return own
+
+    def _own(self, name: str) -> torch.Tensor:
+        if name == "head" and self.spec.tied:
+            return self.tensors["embed.tokens"].t()
+        return self.tensors[name]
+
+    def _norm_of(self, matrix: str) -> str | None:
+        """The norm whose output `matrix` reads."""
+        if matrix == "head":
+            return "final.norm"
+        for norm, readers in READERS.items():
+            for reader in readers:
+                if matrix.endswith(f".{reader}"):
+                    return f"{matrix.removesuffix(reader)}{norm}"
+        return None
+
+    def _scaled(self, matrix: str, norm: str) -> torch.Tensor:
+        return self.tensors[f"{norm}.gain"].unsqueeze(-1) * self._own(matrix)
+
+    def _shifted(self, matrix: str, norm: str) -> torch.Tensor:
+        own = self._own(matrix)
+        total = (
+            self.tensors[f"{norm}.bias"] @ own
+            if self.spec.norm == "layer"
+            else own.new_zeros(own.shape[1])
+        )
+        return total + self.tensors[f"{matrix}.bias"] if f"{matrix}.bias" in self.tensors else total

@@ -24,7 +24,7 @@ from mpcache.protocols.softmax import attend, attention, scores_of
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
 SIMILARITY = {"magnitude": 21, "keep": 10}
 # Means of scores, summed over a group.
-MEAN_SCORE = {"magnitude": 8, "keep": 10}
+MEAN_SCORE = {"magnitude": 8, "keep": 14}
 OBSERVED = 0.2  # share of the prompt's last queries that judge importance
 
 

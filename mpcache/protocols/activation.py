@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.protocols.arithmetic import multiply
-from mpcache.protocols.comparison import negative
+from mpcache.protocols.comparison import negative, pick
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.functions import decay, logistic
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
@@ -56,6 +56,14 @@ class Silu(Operation):
         r = logistic(machine, e)
         flip = multiply(machine, machine.shift(-r.times(2), 1.0), below)
         return multiply(machine, x, r + flip)
+
+    def run_dealer(self, machine: SecureMachine, x: Secret) -> Secret:
+        """x sigmoid(x) = min(x, 0) + |x| / (1 + exp(-|x|)): one product with the sign."""
+        below = negative(machine, x, magnitude=MAGNITUDE)
+        low = pick(machine, below, x)
+        size = x - low.times(2)
+        r = logistic(machine, decay(machine, -size, magnitude=MAGNITUDE))
+        return low + multiply(machine, size, r)
 
 
 relu = Relu()

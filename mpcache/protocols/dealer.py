@@ -242,8 +242,15 @@ class DealerSuite(Suite):
         if self.hollow:
             self.swap("truncate", [Spec(shape)], list)
             return self._made(shape, frac)
+        (y,) = self._open("truncate", [self._roomy(x, pieces)])
+        return self._cut(y, pieces, bits, frac)
+
+    def _roomy(self, x: Secret, pieces: Pieces) -> torch.Tensor:
         hidden = x.share + pieces["r"]
-        (y,) = self._open("truncate", [hidden + ROOM if self.rank == 0 else hidden])
+        return hidden + ROOM if self.rank == 0 else hidden
+
+    def _cut(self, y: torch.Tensor, pieces: Pieces, bits: int, frac: int) -> Secret:
+        """What an opened y = x + 2^62 + r says of x without its low bits."""
         z = pieces["top"] * ((1 - logical_shift(y, 63)) << (64 - bits)) - pieces["high"]
         if self.rank == 0:
             z += logical_shift(y, bits) - (1 << (62 - bits))
@@ -312,23 +319,28 @@ class DealerSuite(Suite):
         factor = torch.round(factor * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor, EXP_PAYLOAD + EXP_FACTOR)
 
-    def lookup(self, x: Secret, keep: int, bits: int, tables: torch.Tensor) -> list[Secret]:
-        """Public tables [tables, 2^bits] at floor(x 2^keep) mod 2^bits, one opening for all.
+    def lookup(
+        self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
+    ) -> tuple[list[Secret], Secret]:
+        """Public tables [tables, 2^bits] at floor(x 2^keep) mod 2^bits, and x cut by `cut` bits.
 
-        The index may come out one too low. Entries are ring elements with `setting.frac` bits.
+        One round for all. The index may come out one too low. Entries are ring elements; the
+        results say `setting.frac` bits.
         """
-        drop = x.frac - keep
-        pieces = self.draw(Lookup(tuple(x.shape), bits, tables))
-        frac = self.setting.frac
+        drop, shape, frac = x.frac - keep, tuple(x.shape), self.setting.frac
+        pieces = self.draw(Lookup(shape, bits, tables))
+        trimmed = self.draw(Truncated(shape, cut)) if cut else {}
         if self.hollow:
-            self.swap("lookup", [Spec(tuple(x.shape), _narrow(bits))], list)
-            return [self._made(x.shape, frac) for _ in tables]
+            self.swap("lookup", [Spec(shape, _narrow(bits))] + [Spec(shape)] * bool(cut), list)
+            return [self._made(shape, frac) for _ in tables], self._made(shape, x.frac - cut)
         own = logical_shift(x.share, drop) if drop else x.share
-        (y,) = self._open("lookup", [(own + pieces["r"]).to(_narrow(bits))])
-        y = y.to(torch.int64) & ((1 << bits) - 1)
+        hidden = [(own + pieces["r"]).to(_narrow(bits))]
+        opened = self._open("lookup", hidden + ([self._roomy(x, trimmed)] if cut else []))
+        y = opened[0].to(torch.int64) & ((1 << bits) - 1)
         index = y.expand(1, len(tables), *y.shape)
         found = pieces["turned"].gather(0, index).squeeze(0)
-        return [Secret(row, frac) for row in found]
+        moved = self._cut(opened[1], trimmed, cut, x.frac - cut) if cut else x
+        return [Secret(row, frac) for row in found], moved
 
     def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
         """[floor(x 2^keep) mod 2^bits == j] as [2^bits, ...] without fractional bits.

@@ -47,7 +47,7 @@ def spline(
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
     tables = machine.encode(quadratics(function, low, high, keep, bits))
-    a, b, c = suite.lookup(x, keep, bits, tables)
+    (a, b, c), _ = suite.lookup(x, keep, bits, tables)
     square = machine.settle(suite.square(x))
     both = suite.multiply(stack([b, c]), stack([x, square]))
     return a + machine.settle(both.sum(0))
@@ -81,7 +81,7 @@ def line(
     Error, relative to a function with |slope x| at most its value: a cut of x, and what a line
     leaves of it in a segment.
 
-    1. Look a and b up for the segment of x; cut x.
+    1. Look a and b up for the segment of x, and cut x, in one round.
     2. a + b x: one product.
 
     Args:
@@ -94,6 +94,5 @@ def line(
     offset, slope = lines(function, low, high, keep, bits)
     fine += frac
     tables = torch.stack([machine.encode(offset, frac + fine), machine.encode(slope, fine)])
-    a, b = suite.lookup(x, keep, bits, tables)
-    moved = suite.multiply(Secret(b.share, fine), machine.settle(x))
-    return Secret(a.share, frac + fine) + moved
+    (a, b), x = suite.lookup(x, keep, bits, tables, cut=x.frac - frac)
+    return Secret(a.share, frac + fine) + suite.multiply(Secret(b.share, fine), x)

@@ -34,6 +34,12 @@ def has_int8_dot() -> bool:
 
 
 @functools.cache
+def has_aes() -> bool:
+    """Whether rounds of AES have their own instructions (AES-NI)."""
+    return platform.machine() in ("x86_64", "AMD64") and "aes" in features()
+
+
+@functools.cache
 def has_amx() -> bool:
     """Whether int8 tile products can be used by this process.
 

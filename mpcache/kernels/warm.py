@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mpcache.kernels import dcf
 from mpcache.kernels.ring import prepare, ring_product
 
 _ROWS = (1, 3, 80, 600)  # one of each way that `choose` may pick
@@ -23,6 +24,13 @@ def warm() -> None:
     batch = torch.ones(2, 64, 96, dtype=torch.int64)
     for weight in (batch, batch.transpose(1, 2).contiguous().transpose(1, 2)):
         assert int(ring_product(torch.ones(2, 1, 64, dtype=torch.int64), weight)[0, 0, 0]) == 64
+    for payloads in (1, 2):
+        r, paid = torch.tensor([5]), torch.ones(1, payloads, dtype=torch.int64)
+        roots = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])
+        key = dcf.generate(r, paid, 8, *roots)
+        points = torch.tensor([[4, 5]])
+        shares = [dcf.evaluate(rank, roots[rank], key, points, 8, payloads) for rank in (0, 1)]
+        assert (shares[0] + shares[1])[0, :, 0].tolist() == [1, 0]
 
 
 if __name__ == "__main__":

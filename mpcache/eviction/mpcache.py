@@ -24,7 +24,7 @@ from mpcache.protocols.softmax import attend, attention, scores_of
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
 SIMILARITY = {"magnitude": 21, "keep": 10}
 # Means of scores, summed over a group.
-MEAN_SCORE = {"magnitude": 8, "keep": 14}
+MEAN_SCORE = {"magnitude": 8, "keep": 10}
 OBSERVED = 0.2  # share of the prompt's last queries that judge importance
 
 
@@ -224,7 +224,7 @@ class MPCacheCache(Cache):
         if self.policy.gather == "kv":
             return self._attend_gathered(machine, queries, keys, values, choice)
         with machine.scope("select"):
-            chosen = self._chosen(machine, scores, choice)
+            chosen = self._chosen(machine, machine.coarse(scores), choice)
         assert chosen.shape[-1] == choice.kept
 
         def spread(weights: Value) -> Value:
@@ -327,7 +327,7 @@ class MPCacheCache(Cache):
             choosers, followers = self._choosers(heads, group)
             blocks = scores[..., small:last].reshape(choosers, followers, choice.fine - 2, small)
             blocks = blocks.transpose(1, 2).reshape(choosers, choice.fine - 2, followers * small)
-            picked = product(machine, self.shared, blocks)
+            picked = product(machine, self.shared, blocks, width=32)
             picked = picked.reshape(choosers, choice.picks, followers, small).transpose(1, 2)
             parts.insert(1, picked.reshape(heads, group, choice.picks * small))
         return machine.cat(parts, -1)

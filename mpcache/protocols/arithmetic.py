@@ -37,15 +37,18 @@ class Matmul(Operation):
 
 
 class Product(Operation):
-    """Matrix product that keeps the fractional bits of both factors. Exact."""
+    """Matrix product that keeps the fractional bits of both factors. Exact.
+
+    With a dealer it counts modulo 2^width, as do values that `Machine.coarse` made.
+    """
 
     name = "product"
 
-    def plain(self, machine: PlainMachine, x: Value, y: Value) -> Value:
+    def plain(self, machine: PlainMachine, x: Value, y: Value, width: int = 64) -> Value:
         return x @ y
 
-    def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
-        return machine.suite.matmul(x, y)
+    def run(self, machine: SecureMachine, x: Secret, y: Secret, width: int = 64) -> Secret:
+        return machine.suite.matmul(x, y, width)
 
 
 class Scale(Operation):

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import torch
 
+from mpcache.kernels import dcf
+
 Shape = tuple[int, ...]
 Pieces = dict[str, torch.Tensor]
 
@@ -54,6 +56,7 @@ class Piece:
         holder: the one party that holds it, or None where both hold a share.
         corrected: party 1's share comes from the dealer.
         exclusive: shares join by XOR instead of by addition.
+        given: nobody draws it; party 1 receives it whole, and may pass it on.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Piece:
     holder: int | None = None
     corrected: bool = False
     exclusive: bool = False
+    given: bool = False
+
+    @property
+    def dealt(self) -> bool:
+        """Whether party 1 receives it from the dealer."""
+        return self.corrected or self.given
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,21 +95,23 @@ class Correlation(ABC):
     @property
     def dealt_bytes(self) -> int:
         """Bytes of corrections that party 1 receives."""
-        return sum(piece.nbytes for piece in self.pieces if piece.corrected)
+        return sum(piece.nbytes for piece in self.pieces if piece.dealt)
 
     def draw(self, rank: int, source: Randomness) -> Pieces:
         """What party `rank` takes from its own seed, in the order of `pieces`."""
         return {
             piece.name: piece.draw(source)
             for piece in self.pieces
-            if piece.holder in (None, rank) and not (rank == 1 and piece.corrected)
+            if piece.holder in (None, rank)
+            and not piece.given
+            and not (rank == 1 and piece.corrected)
         }
 
     def corrections(self, zero: Pieces, one: Pieces) -> Pieces:
         """Party 1's corrected shares, from what both parties drew."""
         joined = {}
         for piece in self.pieces:
-            if piece.corrected:
+            if piece.dealt:
                 continue
             held = [part[piece.name] for part in (zero, one) if piece.name in part]
             whole = held[0] if len(held) == 1 else _join(piece, *held)
@@ -108,7 +119,9 @@ class Correlation(ABC):
         wanted = self.complete(joined)
         fixed = {}
         for piece in self.pieces:
-            if piece.corrected:
+            if piece.given:
+                fixed[piece.name] = wanted[piece.name]
+            elif piece.corrected:
                 own = zero[piece.name]
                 value = wanted[piece.name]
                 share = value ^ own if piece.exclusive else value - own
@@ -131,6 +144,7 @@ class Triple(Correlation):
         x, y, z: shapes of the operands and of the product.
         a, b: the masks of operands that were masked before, known to the dealer alone; such an
             operand (`kept`, x or y) draws none.
+        width: all count modulo 2^width.
     """
 
     def __init__(
@@ -142,10 +156,12 @@ class Triple(Correlation):
         kept: str = "",
         a: torch.Tensor | None = None,
         b: torch.Tensor | None = None,
+        width: int = 64,
     ) -> None:
         self.product, self.a, self.b = product, a, b
-        drawn = [Piece("a", x)] * ("x" not in kept) + [Piece("b", y)] * ("y" not in kept)
-        self.pieces = (*drawn, Piece("c", z, corrected=True))
+        fresh = [("a", x)] * ("x" not in kept) + [("b", y)] * ("y" not in kept)
+        drawn = [Piece(name, shape, width) for name, shape in fresh]
+        self.pieces = (*drawn, Piece("c", z, width, corrected=True))
 
     def complete(self, whole: Pieces) -> Pieces:
         masks = {"a": self.a, "b": self.b} | whole
@@ -395,6 +411,36 @@ class Lookup(Correlation):
         r, size = whole["r"], 1 << self.bits
         y = torch.arange(size).reshape(-1, *([1] * r.ndim))
         return {"turned": self.tables[:, (y - r) & (size - 1)].transpose(0, 1)}
+
+
+class Steps(Correlation):
+    """For [x >= t] and [x >= t] x at many public t, in one round: a distributed comparison.
+
+    r hides x, [top] and [top r] are its top bit and that times r; the key compares the low 63
+    bits of r with any public point, and pays 1 - 2 top and (1 - 2 top) r: see `kernels.dcf`.
+    """
+
+    BITS, WORDS = 63, 2
+
+    def __init__(self, shape: Shape) -> None:
+        roots = (*shape, dcf.SEED_WORDS)
+        self.pieces = (
+            Piece("r", shape),
+            Piece("root0", roots, holder=0),
+            Piece("root1", roots, holder=1),
+            Piece("top", shape, corrected=True),
+            Piece("topped", shape, corrected=True),
+            Piece("key", (*shape, dcf.key_words(self.BITS, self.WORDS)), given=True),
+        )
+
+    def complete(self, whole: Pieces) -> Pieces:
+        r = whole["r"]
+        top = logical_shift(r, self.BITS)
+        paid = torch.stack([1 - 2 * top, (1 - 2 * top) * r], -1).reshape(-1, self.WORDS)
+        low = r & ((1 << self.BITS) - 1)
+        roots = [whole[name].reshape(-1, dcf.SEED_WORDS) for name in ("root0", "root1")]
+        key = dcf.generate(low.reshape(-1), paid, self.BITS, *roots)
+        return {"top": top, "topped": top * r, "key": key.reshape(*r.shape, -1)}
 
 
 class OneHot(Correlation):

@@ -239,7 +239,7 @@ class CryptenSuite(Suite):
     def square(self, x: Secret) -> Secret:
         return Secret(beaver.square(_stock(x)).share, 2 * x.frac)
 
-    def matmul(self, x: Secret, y: Secret) -> Secret:
+    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
         return Secret(beaver.matmul(_stock(x), _stock(y)).share, x.frac + y.frac)
 
     def truncate(self, x: Secret, bits: int) -> Secret:

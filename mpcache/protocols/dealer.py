@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.kernels import dcf
 from mpcache.kernels.ring import ring_product
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import (
@@ -29,16 +30,19 @@ from mpcache.protocols.correlation import (
     Positive,
     Signs,
     Squared,
+    Steps,
     Triple,
     Truncated,
     joined,
     logical_shift,
+    storage,
 )
 from mpcache.protocols.operation import Suite
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Specs = tuple[Sequence[Spec], Sequence[Spec]]
 Messages = Callable[[], list[torch.Tensor]]
 ROOM = 1 << 62  # |x| stays below this before a truncation
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
@@ -78,8 +82,16 @@ class DealerSuite(Suite):
         """This party's pieces of the next correlation; nothing where hollow."""
 
     @abstractmethod
+    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
+        """Send `messages` to the peer and return its own; nothing where hollow.
+
+        Args:
+            sent: what each party sends, by rank.
+        """
+
     def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        """Send `messages` to the peer and return its own; nothing where hollow."""
+        """As `trade`, where both send alike."""
+        return self.trade(kind, (specs, specs), messages)
 
     @abstractmethod
     def pass_on(
@@ -154,12 +166,21 @@ class DealerSuite(Suite):
         shape = tuple(torch.broadcast_shapes(x.shape, y.shape))
         return self._beaver("multiply", torch.mul, x, y, shape)
 
-    def matmul(self, x: Secret, y: Secret) -> Secret:
+    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.shape[-2], y.shape[-1])
         if isinstance(y, OwnedWeight):
             return self._owned(x, y, shape)
-        return self._beaver("matmul", _matmul, x, y, shape)
+        return self._beaver("matmul", _matmul, x, y, shape, width)
+
+    def coarse(self, x: Secret, frac: int) -> Secret:
+        """x without its bits below 2^-frac, off by one unit at most.
+
+        Each party shifts its own share: the shares count modulo 2^(64 - dropped bits) from then
+        on, so that the result is for products of that `width`, tables and comparisons alone.
+        """
+        drop = x.frac - frac
+        return Secret(logical_shift(x.share, drop), frac) if drop > 0 else x
 
     def keep(self, x: Secret) -> Secret:
         """Open x - B once."""
@@ -178,28 +199,36 @@ class DealerSuite(Suite):
         """This party's share of the next B; all of it at the dealer; None where counted."""
 
     def _beaver(
-        self, kind: str, product: Product, x: Secret, y: Secret, shape: tuple[int, ...]
+        self,
+        kind: str,
+        product: Product,
+        x: Secret,
+        y: Secret,
+        shape: tuple[int, ...],
+        width: int = 64,
     ) -> Secret:
         """[z] = [c] + d [b] + [a] e + d e, with d = x - a and e = y - b opened.
 
-        An operand that was kept is open already.
+        An operand that was kept is open already. All of it counts modulo 2^width.
         """
         frac = x.frac + y.frac
         operands = {"x": x, "y": y}
         kept = {name: value for name, value in operands.items() if isinstance(value, Kept)}
         masks = [kept[name].mask if name in kept else None for name in operands]
         shapes = (tuple(x.shape), tuple(y.shape), shape)
-        t = self.draw(Triple(product, *shapes, "".join(kept), *masks))
+        t = self.draw(Triple(product, *shapes, "".join(kept), masks[0], masks[1], width))
         fresh = [name for name in operands if name not in kept]
         if self.hollow:
             if fresh:
-                self.swap(kind, [Spec(tuple(operands[name].shape)) for name in fresh], list)
+                specs = [Spec(tuple(operands[name].shape), storage(width)) for name in fresh]
+                self.swap(kind, specs, list)
             return self._made(shape, frac)
         own = {name: t["a" if name == "x" else "b"] for name in fresh}
         own |= {name: value.mask for name, value in kept.items() if value.mask is not None}
         opened = {name: value.opened for name, value in kept.items()}
         if fresh:
-            hidden = self._open(kind, [operands[name].share - own[name] for name in fresh])
+            hidden = [(operands[name].share - own[name]).to(storage(width)) for name in fresh]
+            hidden = [sums.to(torch.int64) for sums in self._open(kind, hidden)]
             opened |= dict(zip(fresh, hidden, strict=True))
         d, e = opened["x"], opened["y"]
         z = t["c"] + product(d, own["y"] + e if self.rank == 0 else own["y"])
@@ -341,6 +370,46 @@ class DealerSuite(Suite):
         found = pieces["turned"].gather(0, index).squeeze(0)
         moved = self._cut(opened[1], trimmed, cut, x.frac - cut) if cut else x
         return [Secret(row, frac) for row in found], moved
+
+    def steps(self, x: Secret, thresholds: torch.Tensor) -> tuple[Secret, Secret]:
+        """[x >= t] without fractional bits, and [x >= t] x, for each of the thresholds.
+
+        Exact for |x| and |x - t| below 2^63 ring units. One round; party 1 passes the key on.
+
+        Args:
+            thresholds: public ring elements [steps].
+
+        Returns:
+            Both [..., steps].
+        """
+        correlation = Steps(tuple(x.shape))
+        pieces, shape = self.draw(correlation), (*x.shape, len(thresholds))
+        y_spec, key_spec = Spec(tuple(x.shape)), Spec(correlation.pieces[-1].shape)
+        specs = ([y_spec], [y_spec, key_spec])
+        if self.hollow:
+            self.trade("steps", specs, list)
+            return self._made(shape, 0), self._made(shape, x.frac)
+        hidden = x.share + pieces["r"]
+        own = [hidden] if self.rank == 0 else [hidden, pieces["key"]]
+        got = self.trade("steps", specs, lambda: own)
+        y = (hidden + got[0]).unsqueeze(-1)
+        key = got[1] if self.rank == 0 else pieces["key"]
+        u = y - thresholds
+        paid = dcf.evaluate(
+            self.rank,
+            pieces[f"root{self.rank}"].reshape(-1, dcf.SEED_WORDS),
+            key.reshape(-1, key.shape[-1]),
+            (u & ((1 << Steps.BITS) - 1)).reshape(-1, len(thresholds)),
+            Steps.BITS,
+            Steps.WORDS,
+        ).reshape(*shape, Steps.WORDS)
+        below = pieces["top"].unsqueeze(-1) + paid[..., 0]
+        below_r = pieces["topped"].unsqueeze(-1) + paid[..., 1]
+        one, r = int(self.rank == 0), pieces["r"].unsqueeze(-1)
+        top = u < 0  # there [x < t] is turned around
+        reached = torch.where(top, below, one - below)
+        reached_r = torch.where(top, below_r, r - below_r)
+        return Secret(reached, 0), Secret(y * reached - reached_r, x.frac)
 
     def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
         """[floor(x 2^keep) mod 2^bits == j] as [2^bits, ...] without fractional bits.

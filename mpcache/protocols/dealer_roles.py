@@ -10,7 +10,7 @@ import torch
 
 from mpcache.protocols.channel import Channel, Spec
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
-from mpcache.protocols.dealer import DealerSuite, Messages
+from mpcache.protocols.dealer import DealerSuite, Messages, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.setting import Setting
 
@@ -47,7 +47,7 @@ class OnlineDealer(DealerSuite):
         pieces = correlation.draw(self.rank, self.seed)
         if self.corrections is not None:
             for piece in correlation.pieces:
-                if piece.corrected:
+                if piece.dealt:
                     fixed = self.corrections.ring(piece.shape, piece.dtype)
                     pieces[piece.name] = fixed.to(torch.int64)
             self.ledger.entry().dealt_bytes += correlation.dealt_bytes
@@ -61,9 +61,9 @@ class OnlineDealer(DealerSuite):
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return self.seed.ring(shape)
 
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
         peer = 1 - self.rank
-        return self.channel.exchange(kind, {peer: messages()}, {peer: list(specs)})[peer]
+        return self.channel.exchange(kind, {peer: messages()}, {peer: list(sent[peer])})[peer]
 
     def pass_on(
         self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
@@ -93,8 +93,8 @@ class CountingDealer(DealerSuite):
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return None
 
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        self.prediction.step(kind, {(0, 1): specs, (1, 0): specs})
+    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
+        self.prediction.step(kind, {(0, 1): sent[0], (1, 0): sent[1]})
         return []
 
     def pass_on(
@@ -132,7 +132,7 @@ class Dealing(DealerSuite):
         zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
         fixed = correlation.corrections(zero, one)
         for piece in correlation.pieces:
-            if piece.corrected:
+            if piece.dealt:
                 self.emit(fixed[piece.name])
         self.dealt_bytes += correlation.dealt_bytes
         return {}
@@ -149,7 +149,7 @@ class Dealing(DealerSuite):
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return self.seeds[0].ring(shape) + self.seeds[1].ring(shape)
 
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
         return []
 
     def pass_on(

@@ -11,7 +11,7 @@ from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.secret import Secret, lifted
 from mpcache.protocols.splines import FEW, line, spline
 
 EXP_SQUARINGS = 5
@@ -90,6 +90,14 @@ def stepped(machine: SecureMachine, reached: Secret, table: torch.Tensor, frac: 
     return Secret(machine.suite.shift(rises, entries[0]).share, frac)
 
 
+def stepped_product(
+    machine: SecureMachine, x: Secret, products: Secret, table: torch.Tensor, frac: int
+) -> Secret:
+    """x table[..] as in `stepped`, from x and its products [..., steps] with the bits."""
+    entries = machine.encode(table, frac)
+    return products.times(entries.diff(), frac).sum(-1) + x.times(entries[0], frac)
+
+
 class Reciprocal(Operation):
     """1/x for x in [1, upper], `upper` public.
 
@@ -132,7 +140,7 @@ class Reciprocal(Operation):
 class Inverse(Operation):
     """1/x for x in [2^low, 2^high), with `frac` fractional bits. With a dealer only.
 
-    1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly.
+    1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly, in one round.
     2. 1/t by a line in a segment of 2^-7; times f.
 
     Error: 2^-15 of the result, and a cut at `frac`.
@@ -147,9 +155,10 @@ class Inverse(Operation):
         suite = machine.suite
         steps = torch.arange(low, high + 1, dtype=torch.float64)
         thresholds = 0.75 * torch.exp2(steps[1:])
-        reached = at_least(machine, x.unsqueeze(-1), thresholds, magnitude=high + 1, keep=4 - low)
+        assert isinstance(suite, DealerSuite)
+        reached, products = suite.steps(x, machine.encode(thresholds, x.frac))
         factor = stepped(machine, reached, torch.exp2(-steps), high)
-        t = suite.multiply(x, factor)
+        t = stepped_product(machine, x, products, torch.exp2(-steps), high)
         r = line(machine, t, torch.reciprocal, 0.7, 2.0, keep=7, bits=8, fine=4)
         r = suite.multiply(r, factor)
         return suite.truncate(r, r.frac - frac)
@@ -223,8 +232,8 @@ class Logistic(Operation):
         high = e.times(c[4], frac) + e2.times(c[5], frac) + e3.times(c[6], frac)
         high = suite.shift(high, c[3] << frac)
         low = suite.shift(e.times(c[1], frac) + e2.times(c[2], frac), c[0] << frac)
-        rest = suite.multiply(e3, machine.settle(high))
-        return machine.settle(low + rest)
+        rest = suite.multiply(e3, high)
+        return machine.settle(lifted(low, rest.frac) + rest)
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 
 from mpcache.protocols.arithmetic import multiply, scale
-from mpcache.protocols.comparison import at_least
-from mpcache.protocols.functions import inverse_sqrt, stairs, stepped
+from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.functions import inverse_sqrt, stairs, stepped, stepped_product
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.splines import line
@@ -105,11 +105,12 @@ class Norm(Operation):
         """x is opened once, for its square and its product; what lies between is one number a row.
 
         1. s = sum of squares + n eps. Steps at 768 * 4^k of s: f^2 = 4^-k and f = 2^-k.
-        2. t = s f^2 in [768, 3072), exactly: no truncation; below 4096 where a small s is cut.
+        2. t = s f^2 in [768, 3072), exactly, in the same round: no truncation.
         3. r = sqrt(n) / sqrt(t) by a line in a segment of 2^-8; r f cut to 26 fractional bits.
         4. x r f.
         """
         suite, size = machine.suite, x.shape[-1]
+        assert isinstance(suite, DealerSuite)
         if centered:
             x = x - machine.settle(scale(machine, x.sum(-1, keepdim=True), 1 / size))
         kept = suite.keep(x)
@@ -117,16 +118,10 @@ class Norm(Operation):
         floor = 2 * ((SMALLEST_MEAN + int(math.log2(size)) - SCALED) // 2)
         steps = torch.arange(floor, LARGEST_SUM - SCALED, 2, dtype=torch.float64)
         thresholds = 0.75 * 2.0**SCALED * torch.exp2(steps[1:])
-        bits = {"magnitude": LARGEST_SUM + 1}
         with machine.scope("steps"):
-            reached = at_least(machine, total.unsqueeze(-1), thresholds, **bits)
-        square_frac = int(steps[-1])
-        factors = [
-            (torch.exp2(-steps), square_frac),
-            (torch.exp2(-steps / 2), FACTOR_FRAC),
-        ]
-        square, factor = (stepped(machine, reached, table, frac) for table, frac in factors)
-        t = suite.multiply(total, square)
+            reached, totals = suite.steps(total, machine.encode(thresholds, total.frac))
+        factor = stepped(machine, reached, torch.exp2(-steps / 2), FACTOR_FRAC)
+        t = stepped_product(machine, total, totals, torch.exp2(-steps), int(steps[-1]))
         shift = math.floor(math.log2(size) / 2) - SCALED // 2
         root = math.sqrt(size) / 2 ** (SCALED // 2 + shift)
         r = line(machine, t.halved(SCALED), scaled_root(root), 0.7, 4.0, keep=8, bits=10)

@@ -94,6 +94,10 @@ class Machine(ABC):
         """`value`, made cheap for many products: see `Suite.keep`."""
 
     @abstractmethod
+    def coarse(self, value: Value) -> Value:
+        """`value`, for use in a ring of 32 bits: see `Suite.coarse`."""
+
+    @abstractmethod
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         """The client's tokens: ids [count] in the clear, one-hot rows [count, vocab] on shares.
 
@@ -155,6 +159,9 @@ class PlainMachine(Machine):
     def keep(self, value: Value) -> Value:
         return value
 
+    def coarse(self, value: Value) -> Value:
+        return value
+
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         if ids is None or len(ids) != count:
             raise MpcacheError(f"expected {count} token ids")
@@ -193,8 +200,11 @@ class Suite(ABC):
         """Elementwise square."""
 
     @abstractmethod
-    def matmul(self, x: Secret, y: Secret) -> Secret:
-        """Matrix product over the last two dimensions, batched over the others."""
+    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
+        """Matrix product over the last two dimensions, batched over the others.
+
+        A suite may compute it modulo 2^width only.
+        """
 
     @abstractmethod
     def truncate(self, x: Secret, bits: int) -> Secret:
@@ -216,6 +226,10 @@ class Suite(ABC):
     def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
         """A weight for `matmul`, ring elements that the owner holds (None elsewhere)."""
         return self.share(value, shape, frac, self.setting.owner)
+
+    def coarse(self, x: Secret, frac: int) -> Secret:
+        """x with `frac` fractional bits at least, where that is free: see the suite dealer."""
+        return x
 
     def keep(self, x: Secret) -> Secret:
         """The same secret, for several products: see `Kept`. Here it stays what it is."""
@@ -279,6 +293,9 @@ class SecureMachine(Machine):
     def keep(self, value: Value) -> Value:
         with self.scope("keep"):
             return self.suite.keep(value)
+
+    def coarse(self, value: Value) -> Value:
+        return self.suite.coarse(value, self.setting.frac)
 
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         rows = None

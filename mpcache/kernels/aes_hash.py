@@ -1,9 +1,9 @@
 """A hash of 128-bit seeds from AES-128 (FIPS 197) under one public key.
 
 H(s, number) = AES(x) xor x, where x = sigma(s) xor number and sigma(high, low) = (high xor low,
-high): Guo, Katz, Wang and Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block Ciphers",
-IEEE S&P 2020, whose hash is circular correlation robust with AES as a random permutation. Numbers
-separate the uses of one seed; a seed is two words, the low one first, and so is its hash.
+high): Guo, Katz, Wang and Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block
+Ciphers", IEEE S&P 2020, whose hash is circular correlation robust with AES as a random permutation.
+Numbers separate the uses of one seed; a seed is two words, the low one first, and so is its hash.
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ def forward(
             first = start + spec.position_offset
             x = x + weights["embed.positions"][first : first + count]
     for layer in range(spec.layers):
-        with machine.scope(f"layer{layer}"):
-            x = _attention_block(machine, model, layer, x, start, cache)
-            x = _ffn_block(machine, model, layer, x)
+        x = decoder_layer(machine, model, layer, x, start, cache)
     with machine.scope("head"):
         x = x[count - 1 : count]
         if spec.final_norm:
@@ -104,6 +102,15 @@ def forward(
         if "final.project" in weights:
             x = linear(machine, x, weights["final.project"])
         return linear(machine, x, weights["head"], weights.get("head.bias"))
+
+
+def decoder_layer(
+    machine: Machine, model: Model, layer: int, x: Value, start: int, cache: KeyValueCache
+) -> Value:
+    """Activations [tokens, hidden] of positions from `start` on, through one layer."""
+    with machine.scope(f"layer{layer}"):
+        x = _attention_block(machine, model, layer, x, start, cache)
+        return _ffn_block(machine, model, layer, x)
 
 
 def _norm(machine: Machine, model: Model, name: str, x: Value) -> Value:

@@ -181,14 +181,14 @@ class Squared(Correlation):
 
 
 class Truncated(Correlation):
-    """r, its high part r >> bits, and its top bit, all as ring shares."""
+    """r, its high part r >> bits, and its top bit, which counts modulo 2^bits."""
 
     def __init__(self, shape: Shape, bits: int) -> None:
         self.bits = bits
         self.pieces = (
             Piece("r", shape),
             Piece("high", shape, corrected=True),
-            Piece("top", shape, corrected=True),
+            Piece("top", shape, bits, corrected=True),
         )
 
     def complete(self, whole: Pieces) -> Pieces:

@@ -214,7 +214,8 @@ def test_declared_costs_of_the_primitives() -> None:
     Words of digits take 8 bytes; those of nodes with 3, 4, 5 and 6 inputs 1, 2, 4 and 8.
     """
     shape = (1,)
-    assert Truncated(shape, 16).dealt_bytes == 16
+    assert Truncated(shape, 16).dealt_bytes == 8 + 2
+    assert Truncated(shape, 36).dealt_bytes == 8 + 8
     assert Signs(shape, 32).dealt_bytes == 6 * 8 + (4 + 2 * 8) + 8 * 8
     assert Signs(shape, 19, width=16).dealt_bytes == 3 * 8 + 4 + 2 * 2
     assert Signs(shape, 13).dealt_bytes == 2 * 8 + 8 * 8

@@ -57,7 +57,8 @@ def test_measured_equals_predicted_in_every_scope(name: str, world: int) -> None
     parties = run(settings, spec)
     check_prediction(parties, settings, spec)
     scopes = set(counts(parties[0].ledger))
-    assert {"decode/layer1/attention/values/matmul", "prefill/next-token/argmax/negative"} <= scopes
+    context = "decode/layer1/attention/softmax/values/matmul"
+    assert {context, "prefill/next-token/argmax/negative"} <= scopes
     want = expected_kept(settings, spec, len(PROMPT))
     assert all(kept_of(party.generation) == want for party in parties)
 

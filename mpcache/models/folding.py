@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from mpcache.errors import MpcacheError
 from mpcache.models.spec import ModelSpec
 
 READERS = {
@@ -55,7 +56,7 @@ class Folded(Mapping[str, torch.Tensor]):
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, torch.Tensor]) -> None:
         self.spec, self.tensors = spec, tensors
-        self.shapes = folded_shapes(spec)
+        self.shapes, self.given = folded_shapes(spec), spec.shapes()
         self.centred = foldable(spec) and spec.norm == "layer"
 
     def __iter__(self) -> Iterator[str]:
@@ -77,10 +78,24 @@ class Folded(Mapping[str, torch.Tensor]):
             return own - own.mean(-1, keepdim=True)
         return own
 
+    def _given(self, name: str) -> torch.Tensor:
+        """The model's own weight.
+
+        Raises:
+            MpcacheError: it has another shape than the spec says.
+        """
+        tensor, shape = self.tensors[name], self.given[name]
+        if tuple(tensor.shape) != shape:
+            raise MpcacheError(
+                f"weight {name}: expected {list(shape)}, not {list(tensor.shape)}; are these the"
+                f" weights of {self.spec.name}?"
+            )
+        return tensor
+
     def _own(self, name: str) -> torch.Tensor:
         if name == "head" and self.spec.tied:
-            return self.tensors["embed.tokens"].t()
-        return self.tensors[name]
+            return self._given("embed.tokens").t()
+        return self._given(name)
 
     def _norm_of(self, matrix: str) -> str | None:
         """The norm whose output `matrix` reads."""
@@ -93,13 +108,11 @@ class Folded(Mapping[str, torch.Tensor]):
         return None
 
     def _scaled(self, matrix: str, norm: str) -> torch.Tensor:
-        return self.tensors[f"{norm}.gain"].unsqueeze(-1) * self._own(matrix)
+        return self._given(f"{norm}.gain").unsqueeze(-1) * self._own(matrix)
 
     def _shifted(self, matrix: str, norm: str) -> torch.Tensor:
         own = self._own(matrix)
-        total = (
-            self.tensors[f"{norm}.bias"] @ own
-            if self.spec.norm == "layer"
-            else own.new_zeros(own.shape[1])
-        )
-        return total + self.tensors[f"{matrix}.bias"] if f"{matrix}.bias" in self.tensors else total
+        total = own.new_zeros(own.shape[1])
+        if self.spec.norm == "layer":
+            total = self._given(f"{norm}.bias") @ own
+        return total + self._given(f"{matrix}.bias") if f"{matrix}.bias" in self.given else total

@@ -17,7 +17,7 @@ from mpcache.protocols.secret import Secret, lifted
 HIDDEN = -(2.0**11)  # scores stay between it and 2^11
 MAGNITUDE = 12  # so that their differences stay below 2^12
 CEILED = 1 << 15  # scores up to which a table each is worth the rounds of a maximum
-CELL, CELLS = 2, 6  # a ceiling reads scores in 2^6 cells of 2^2, around 0
+CELL, CELLS = 1, 7  # a ceiling reads scores in 2^7 cells of 2^1, around 0
 WEIGHT_FRAC = 24  # fractional bits of weights that are not normalised
 SUM_FRAC = 26  # of their sum over values, and of the inverse of their total
 
@@ -58,7 +58,7 @@ def _hide(
 ) -> tuple[Secret, torch.Tensor | None]:
     if visible is None:
         return x, None
-    visible = visible.to(x.share.device, torch.int64)
+    visible = visible.to(torch.int64)
     return machine.shift(x.times(visible), HIDDEN * (1 - visible)), visible
 
 
@@ -86,12 +86,13 @@ class Attend(Operation):
 
     With a dealer:
 
-    1. m near the maximum: 1 at most below it and 7 above, read off one opening where scores are
+    1. m near the maximum: 1 at most below it and 3 above, read off one opening where scores are
        few; else the maximum itself.
     2. e = exp(x - m), with 24 fractional bits.
     3. Context: (e values) / sum(e); the weights themselves are not normalised.
 
-    Error there, in units: 16 times the greatest |value|, and 8.
+    Error there: a weight is off by 2^-17, where the greatest is e^-3 at least, and by 2^-14 of
+    itself, as is their total.
     """
 
     name = "softmax"
@@ -136,22 +137,30 @@ class Attend(Operation):
         else:
             top = maximum(machine, x, x.ndim - 1, magnitude=MAGNITUDE, keep=4)
         with machine.scope("exp"):
-            e = suite.exp(x - top)
-            e = suite.truncate(e, e.frac - WEIGHT_FRAC)
-        if visible is not None:
-            e = e.times(visible)
+            e = _weights(suite, x - top, visible)
         total = e.sum(-1, keepdim=True)
         with machine.scope("values"):
             context = product(machine, spread(e) if spread else e, values)
             context = suite.truncate(context, context.frac - SUM_FRAC)
-        over = inverse(machine, total, -11, x.shape[-1].bit_length() + 2, SUM_FRAC)
+        over = inverse(machine, total, -6, x.shape[-1].bit_length() + 2, SUM_FRAC)
         return Weighted(multiply(machine, context, over), e, over)
 
 
-def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) -> Secret:
-    """An integer [.., 1] that the greatest x, in [-128, 124), exceeds by 1 at most, or misses by 7.
+def _weights(suite: DealerSuite, x: Secret, visible: torch.Tensor | None) -> Secret:
+    """exp(x) where visible, else 0: hidden places cost nothing."""
+    if visible is None:
+        e = suite.exp(x)
+        return suite.truncate(e, e.frac - WEIGHT_FRAC)
+    places = visible.expand(x.shape).flatten().nonzero().squeeze(-1)
+    e = suite.exp(x.flatten().take(places))
+    e = suite.truncate(e, e.frac - WEIGHT_FRAC)
+    return e.pour(places, x.share.numel()).reshape(*x.shape)
 
-    1. One-hot rows over cells of 4 and their sum: how many x are in each cell, or one below.
+
+def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) -> Secret:
+    """An integer [.., 1] that the greatest x, in [-128, 126), exceeds by 1 at most, or misses by 3.
+
+    1. One-hot rows over cells of 2 and their sum: how many x are in each cell, or one below.
     2. Sums from the top: where they are not zero, the greatest x is at least as high.
     """
     suite = machine.suite
@@ -159,7 +168,7 @@ def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) ->
     count = 1 << CELLS
     with machine.scope("ceiling"):
         moved = machine.shift(x, float(count << (CELL - 1)))
-        cells = suite.one_hot(moved, -CELL, CELLS, width=16)
+        cells = suite.one_hot(moved, -CELL, CELLS, width=8 if x.shape[-1] < 256 else 16)
         cells = cells if visible is None else cells.times(visible)
         counts = cells.sum(-1)
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]

@@ -128,19 +128,21 @@ def _evaluate(
     zero, one, two = np.uint64(0), np.uint64(1), np.uint64(2)
     words, pairs = 2 + payloads, (payloads + 1) // 2
     state = np.empty((_LANES, 3), dtype=np.uint64)
+    rows = np.empty(_LANES, dtype=np.int64)
     rights = levels * words
     leaf = rights + (levels > 0)
     for begin in range(0, len(flat), _LANES):
         here = min(_LANES, len(flat) - begin)
         for lane in range(here):
             i = (begin + lane) // each
+            rows[lane] = i
             state[lane, 0], state[lane, 1] = roots[i, 0], roots[i, 1]
             state[lane, 2] = np.uint64(rank)
             out[begin + lane] = zero
         for level in range(levels):
             at, shift = level * words, np.uint64(levels + cut - 1 - level)
             for lane in range(here):
-                line, sums = key[(begin + lane) // each], out[begin + lane]
+                line, sums = key[rows[lane]], out[begin + lane]
                 low, high, control = state[lane, 0], state[lane, 1], state[lane, 2]
                 side, taken = (flat[begin + lane] >> shift) & one, zero - control
                 a, b = _hash(low, high, side)
@@ -156,7 +158,7 @@ def _evaluate(
                     if p + 1 < payloads:
                         sums[p + 1] += d + (line[at + 3 + p] & taken)
         for lane in range(here):
-            line, sums = key[(begin + lane) // each], out[begin + lane]
+            line, sums = key[rows[lane]], out[begin + lane]
             low, high, taken = state[lane, 0], state[lane, 1], zero - state[lane, 2]
             place = int(flat[begin + lane] & ((one << np.uint64(cut)) - one))
             first = place * payloads

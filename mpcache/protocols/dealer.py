@@ -231,8 +231,11 @@ class DealerSuite(Suite):
             hidden = [sums.to(torch.int64) for sums in self._open(kind, hidden)]
             opened |= dict(zip(fresh, hidden, strict=True))
         d, e = opened["x"], opened["y"]
-        z = t["c"] + product(d, own["y"] + e if self.rank == 0 else own["y"])
-        z += product(own["x"], e)
+        a, b = own["x"], own["y"]
+        if self.rank == 0:  # d e, joined to the smaller operand
+            a, b = (a + d, b) if d.numel() <= e.numel() else (a, b + e)
+        z = t["c"] + product(d, b)
+        z += product(a, e)
         return Secret(z, frac)
 
     def _owned(self, x: Secret, weight: OwnedWeight, shape: tuple[int, ...]) -> Secret:

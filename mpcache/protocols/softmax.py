@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.arithmetic import matmul, multiply, product, scale
-from mpcache.protocols.comparison import maximum, negative
+from mpcache.protocols.comparison import maximum
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.functions import decay, inverse, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
@@ -174,7 +174,8 @@ def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) ->
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
         above = below[..., -1:] - below[..., :-1]
         bits = x.shape[-1].bit_length()
-        empty = negative(machine, machine.shift(above, -1.0), magnitude=bits)
+        # modulo 2^16 is enough: exp reads a difference of scores on 24 bits
+        empty = suite.negative(machine.shift(above, -1.0), magnitude=bits, width=16)
         reached = machine.shift(-empty.sum(-1, keepdim=True), float(count - 1))
         offset = (2 << CELL) - 1 - (count << (CELL - 1))
         return machine.shift(reached.times(1 << CELL), float(offset))

@@ -3,7 +3,8 @@
 Two party processes on a plain socket pair of this host, synthetic weights, a cache filled with
 random keys and values. In suite `dealer` everything is dealt before the parties start; the
 dealer's seconds and bytes are shown beside the online ones. Seconds are medians over the steps.
-The program stops when the parties' counts disagree or differ from the predicted ones.
+The program stops when the parties' counts disagree, differ from the predicted ones, or corrections
+are left over. Users' runs add TLS and a live dealer: see `mpcache launch`.
 
     python benchmarks/layer.py [--model opt-1.3b] [--tokens 1024] [--steps 5] [--keep 0.2]
 """
@@ -62,6 +63,10 @@ class Corrections:
 
     def ring(self, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return next(self.items)
+
+    def finish(self) -> None:
+        if next(self.items, None) is not None:
+            raise MpcacheError("corrections were left over")
 
 
 def walk(job: Job, machine: Any, rank: int | None, on_step: Callable[[int], None]) -> None:
@@ -141,6 +146,8 @@ def party(
             suite = CryptenSuite(setting, wires, ledger)
         machine = SecureMachine(suite, ledger)
         walk(job, machine, rank, lambda step: times.append(time.perf_counter()))
+        if isinstance(suite, OnlineDealer) and isinstance(suite.corrections, Corrections):
+            suite.corrections.finish()
     steps = [ledger.total(f"step{step}") for step in range(job.steps)]
     out.send((times, steps, ledger.transcript.hexdigest()))
 
@@ -156,6 +163,10 @@ def predicted(job: Job) -> Prediction:
         suite.seeds()
     walk(job, SecureMachine(suite, prediction), None, lambda step: None)
     return prediction
+
+
+def counted(entry: Entry) -> tuple[int, ...]:
+    return entry.rounds, entry.messages, entry.sent_bytes, entry.received_bytes, entry.dealt_bytes
 
 
 @dataclass
@@ -195,11 +206,12 @@ def measure(job: Job) -> Row:
             raise MpcacheError(f"party {rank} did not send what was predicted; nothing is reported")
         for step, entry in enumerate(steps):
             expected = wanted.ranks[rank].total(f"step{step}")
-            if (entry.rounds, entry.sent_bytes) != (expected.rounds, expected.sent_bytes):
+            peer = results[1 - rank][1][step]
+            if counted(entry) != counted(expected) or entry.sent_bytes != peer.received_bytes:
                 raise MpcacheError(f"step {step} of party {rank} differs from its prediction")
     last = [steps[-1] for _, steps, _ in results]
-    if last[0].rounds != last[1].rounds or last[0].sent_bytes != last[1].received_bytes:
-        raise MpcacheError("the parties' counts disagree; nothing is reported")
+    if job.suite == "dealer" and last[1].dealt_bytes != dealt:
+        raise MpcacheError("the dealer dealt other bytes than party 1 used; nothing is reported")
     times = [max(row) for row in zip(*(times for times, _, _ in results), strict=True)]
     seconds = [b - a for a, b in itertools.pairwise(times)][1:] or [times[1] - times[0]]
     sent = max(entry.sent_bytes for entry in last)

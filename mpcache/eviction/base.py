@@ -76,6 +76,11 @@ class Policy(ABC):
 
     name: ClassVar[str]
 
+    @classmethod
+    @abstractmethod
+    def at(cls, budget_tokens: int, prompt_tokens: int) -> Policy:
+        """The policy that attends to about `budget_tokens` after a prompt of `prompt_tokens`."""
+
     @abstractmethod
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
         """The public counts for a prompt and a number of generated tokens."""

@@ -17,6 +17,10 @@ class Full(Policy):
 
     name: ClassVar[str] = "full"
 
+    @classmethod
+    def at(cls, budget_tokens: int, prompt_tokens: int) -> Full:
+        return cls()
+
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
         steps = range(1, new_tokens)
         return Budget(prompt_tokens, tuple(prompt_tokens + step for step in steps))

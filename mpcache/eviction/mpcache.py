@@ -82,6 +82,12 @@ class MPCache(Policy):
     per_head: bool = True
     name: ClassVar[str] = "mpcache"
 
+    @classmethod
+    def at(cls, budget_tokens: int, prompt_tokens: int) -> MPCache:
+        """The share of clusters whose tokens make up the budget."""
+        stored = cls().static_kept(prompt_tokens)
+        return cls(dynamic_keep=min(1.0, budget_tokens / stored))
+
     def static_kept(self, prompt_tokens: int) -> int:
         """Tokens kept after prefill."""
         wanted = max(share_of(self.static_keep, prompt_tokens), self.sink + self.recent)

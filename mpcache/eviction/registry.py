@@ -23,3 +23,24 @@ def make_policy(name: str, **options: Any) -> Policy:
     kind = POLICIES[name]
     fields = getattr(kind, "__dataclass_fields__", {})
     return kind(**{key: value for key, value in options.items() if key in fields})
+
+
+def policy_names() -> list[str]:
+    """All policies, in the order in which they are shown."""
+    return list(POLICIES)
+
+
+def policy_at(name: str, budget_tokens: int, prompt_tokens: int) -> Policy:
+    """The policy `name` at its standard options, attending to about `budget_tokens` a step.
+
+    Args:
+        budget_tokens: tokens attended to in a decode step after a prompt of `prompt_tokens`.
+
+    Raises:
+        UsageError: no such policy, or a budget outside 1 to `prompt_tokens`.
+    """
+    if name not in POLICIES:
+        raise UsageError(f"cache policy {name!r} is unknown; choose one of {', '.join(POLICIES)}")
+    if not 1 <= budget_tokens <= prompt_tokens:
+        raise UsageError(f"budget {budget_tokens}: expected 1 to {prompt_tokens} tokens")
+    return POLICIES[name].at(budget_tokens, prompt_tokens)

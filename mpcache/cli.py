@@ -289,15 +289,16 @@ def models() -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run, with its report.json.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, with their report.json.")],
+    html: Annotated[
+        Path | None, typer.Option(help="The page's file; report.html in the first run's folder.")
+    ] = None,
 ) -> None:
-    """Write a run's report.md anew from its report.json, and print the summary."""
-    from mpcache.report import files
-    from mpcache.report.console import print_summary
+    """Write report.md of each run anew from its report.json, and one HTML page of them all."""
+    from mpcache.report import render_again
 
-    result = files.load_report(folder)
-    files.write_markdown(folder, result)
-    print_summary(_console(), result)
+    page = render_again(runs, html, _console())
+    typer.echo(f"page: {page}")
 
 
 def _with_prompt(config: RunConfig) -> RunConfig:

@@ -101,7 +101,7 @@ def launch(config: RunConfig, console: Console) -> int:
         dealer=screen.dealer,
     )
     publish(record, folder, console)
-    console.print(f"report: {escape(str(folder / 'report.md'))}", soft_wrap=True)
+    console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
     return 0
 
 

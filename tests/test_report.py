@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import PATHS, SECRET, counts_of, make_record
 from rich.console import Console
 
 from mpcache.config import load
 from mpcache.errors import MpcacheError, UsageError
-from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Prediction
 from mpcache.report import checks, files, publish
@@ -24,81 +24,11 @@ from mpcache.report.record import (
     COUNTS,
     Agreement,
     DealerRecord,
-    NearTie,
     Opened,
     PartyRecord,
-    PlainRun,
     PredictedParty,
     RunRecord,
 )
-
-SECRET = "what nobody but the client may read"
-SPEC = ModelSpec(
-    name="tiny",
-    family="llama",
-    layers=2,
-    hidden=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=4,
-    ffn=16,
-    vocab=32,
-    context=64,
-    norm="rms",
-    norm_eps=1e-5,
-)
-PATHS = ("setup/weights", "prefill/layer0/attention", "prefill/layer1/attention", "decode/head")
-KEPT = {"static": [12, 12], "dynamic": [8, 9]}
-OPENED = (Opened("answer", "party 1", 3),)
-
-
-def _counts(path: str) -> dict[str, int]:
-    size = 100 + len(path)
-    return {
-        "rounds": 4,
-        "messages": 4,
-        "sent_bytes": size,
-        "received_bytes": size,
-        "dealt_bytes": 0,
-    }
-
-
-def _record(**changes: Any) -> RunRecord:
-    """A consistent record of two parties."""
-    counts = {path: _counts(path) for path in PATHS}
-    timed = {path: {**c, "seconds": 0.5, "wait_seconds": 0.25} for path, c in counts.items()}
-    timed["start"] = {**dict.fromkeys(COUNTS, 0), "seconds": 1.0, "wait_seconds": 0.0}
-    sent = sum(entry["sent_bytes"] for entry in counts.values())
-    parties = tuple(
-        PartyRecord(
-            rank=rank,
-            scopes=timed,
-            openings=OPENED,
-            transcript=f"aa{rank}",
-            phase_seconds={"setup": 0.5, "prefill": 1.0 + rank, "decode": 4.0},
-            kept=KEPT,
-            peak_memory_bytes=10**6,
-            peers={1 - rank: {"sent_bytes": sent, "received_bytes": sent}},
-        )
-        for rank in range(2)
-    )
-    record = RunRecord(
-        run_id="test-run",
-        config=load(None, {"prompt": SECRET, "network": "lan", "protocol": "crypten"}),
-        spec=SPEC,
-        weights="pretrained",
-        weights_origin="a test",
-        prompt_tokens=16,
-        text="an | answer",
-        token_ids=(5, 6, 7),
-        decode_steps=2,
-        plaintext=PlainRun((5, 6, 8), 0.01, 0.002),
-        agreement=Agreement(2, 3, near_ties=(NearTie(2, 7, 8, 0.003),)),
-        parties=parties,
-        predicted=tuple(PredictedParty(rank, counts, f"aa{rank}", OPENED) for rank in range(2)),
-        expected_kept=KEPT,
-    )
-    return replace(record, **changes)
 
 
 def _with_party(record: RunRecord, rank: int, **changes: Any) -> RunRecord:
@@ -123,7 +53,7 @@ def _failed(record: RunRecord) -> set[str]:
 
 
 def test_the_fields_are_the_contract() -> None:
-    report = build_report(_record())
+    report = build_report(make_record())
     assert list(report) == [
         "version",
         "id",
@@ -166,8 +96,8 @@ def test_the_fields_are_the_contract() -> None:
 
 
 def test_sums_are_those_of_the_ledgers() -> None:
-    secure = build_report(_record())["secure"]
-    size = sum(_counts(path)["sent_bytes"] for path in PATHS if path.startswith("prefill"))
+    secure = build_report(make_record())["secure"]
+    size = sum(counts_of(path)["sent_bytes"] for path in PATHS if path.startswith("prefill"))
     assert secure["prefill"]["rounds"] == 8
     assert secure["prefill"]["sent_bytes"] == [size, size]
     assert secure["prefill"]["seconds"] == 2.0  # the slower party's
@@ -177,14 +107,14 @@ def test_sums_are_those_of_the_ledgers() -> None:
 
 
 def test_a_run_without_decode_steps_has_no_figure_per_token() -> None:
-    report = build_report(_record(decode_steps=0))
+    report = build_report(make_record(decode_steps=0))
     assert report["secure"]["decode"]["per_token"]["seconds"] is None
     assert "Plaintext against" in render(report)
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_one_more_of_anything_is_not_as_predicted(name: str) -> None:
-    failed = _failed(_bumped(_record(), "prefill/layer1/attention", name))
+    failed = _failed(_bumped(make_record(), "prefill/layer1/attention", name))
     also = {
         "rounds": {"rounds_agree"},
         "sent_bytes": {"sent_equals_received"},
@@ -194,7 +124,7 @@ def test_one_more_of_anything_is_not_as_predicted(name: str) -> None:
 
 
 def test_each_other_difference_is_caught() -> None:
-    record = _record()
+    record = make_record()
     assert _failed(record) == set()
     other = _with_party(record, 0, transcript="ab0")
     assert _failed(other) == {"measured_equals_predicted"}
@@ -209,7 +139,7 @@ def test_each_other_difference_is_caught() -> None:
 
 
 def test_a_swap_between_wires_is_caught_though_the_sums_agree() -> None:
-    record = _record()
+    record = make_record()
     peers = (
         {1: {"sent_bytes": 10, "received_bytes": 7}},
         {0: {"sent_bytes": 9, "received_bytes": 8}},
@@ -223,7 +153,7 @@ def test_a_swap_between_wires_is_caught_though_the_sums_agree() -> None:
 
 def test_a_failing_check_is_no_result(tmp_path: Path) -> None:
     console = _console()
-    record = _bumped(_record(), "decode/head", "rounds")
+    record = _bumped(make_record(), "decode/head", "rounds")
     (tmp_path / "report.md").write_text("of an earlier run")
     with pytest.raises(MpcacheError, match="check rounds_agree failed: decode/head") as caught:
         publish(record, tmp_path, console)
@@ -237,10 +167,10 @@ def test_a_failing_check_is_no_result(tmp_path: Path) -> None:
 
 def test_a_result_is_saved_printed_and_without_the_prompt(tmp_path: Path) -> None:
     console = _console()
-    publish(_record(), tmp_path, console)
+    publish(make_record(), tmp_path, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("config.yaml", "report.json", "report.md")
+        *("config.yaml", "report.html", "report.json", "report.md")
     ]
     for text in (shown, *(path.read_text() for path in tmp_path.iterdir())):
         assert SECRET not in text
@@ -251,7 +181,7 @@ def test_a_result_is_saved_printed_and_without_the_prompt(tmp_path: Path) -> Non
 
 
 def test_markdown_says_what_matters() -> None:
-    page = render(build_report(_record(weights="synthetic")))
+    page = render(build_report(make_record(weights="synthetic")))
     for part in (
         "meaningless",
         "baseline only",
@@ -269,14 +199,14 @@ def test_markdown_says_what_matters() -> None:
 
 def test_warnings_name_what_is_switched_off() -> None:
     config = load(None, {"network": {"tls": False}, "verify": True})
-    found = " ".join(build_report(_record(config=config))["warnings"])
+    found = " ".join(build_report(make_record(config=config))["warnings"])
     assert "tls is off" in found
     assert "testing aid" in found
     assert "emulated" not in found
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    record = _record(agreement=Agreement(3, 3, float("nan"), float("inf")))
+    record = make_record(agreement=Agreement(3, 3, float("nan"), float("inf")))
     publish(record, tmp_path, _console())
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["agreement"]["max_logit_error"] is None
@@ -300,7 +230,7 @@ def test_a_prediction_is_priced_on_the_network() -> None:
 
 
 def test_a_party_record_survives_json() -> None:
-    party = _record().parties[1]
+    party = make_record().parties[1]
     told = json.loads(json.dumps({**asdict(party), "token_ids": [1]}))
     assert PartyRecord.read(told) == party
     del told["kept"]
@@ -320,7 +250,7 @@ def test_a_prediction_is_read_off_a_counting_ledger() -> None:
 
 
 def test_the_dealer_must_have_dealt_what_was_used() -> None:
-    record = replace(_record(), dealer=DealerRecord(0, 1.0, 2.0))
+    record = replace(make_record(), dealer=DealerRecord(0, 1.0, 2.0))
     report = build_report(record)
     assert report["checks"]["measured_equals_predicted"]
     assert report["secure"]["dealer"] == {"dealt_bytes": 0, "seconds": 1.0, "elapsed_seconds": 2.0}

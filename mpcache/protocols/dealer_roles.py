@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -46,11 +47,14 @@ class OnlineDealer(DealerSuite):
     def draw(self, correlation: Correlation) -> Pieces:
         pieces = correlation.draw(self.rank, self.seed)
         if self.corrections is not None:
+            began = time.perf_counter()
             for piece in correlation.pieces:
                 if piece.dealt:
                     fixed = self.corrections.ring(piece.shape, piece.dtype)
                     pieces[piece.name] = fixed.to(torch.int64)
-            self.ledger.entry().dealt_bytes += correlation.dealt_bytes
+            entry = self.ledger.entry()
+            entry.dealt_bytes += correlation.dealt_bytes
+            entry.dealer_seconds += time.perf_counter() - began
         return pieces
 
     def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:

@@ -18,7 +18,8 @@ from mpcache.protocols.channel import Spec, frame_bytes
 @dataclass
 class Entry:
     """Totals of one scope. `seconds` is wall time in the scope itself, children not included;
-    `wait_seconds` is the part of it that was spent in exchanges."""
+    `wait_seconds` is the part of it that was spent in exchanges with the peers, `dealer_seconds`
+    the part spent taking corrections: waiting for the dealer, and copying."""
 
     rounds: int = 0
     messages: int = 0
@@ -27,6 +28,7 @@ class Entry:
     dealt_bytes: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    dealer_seconds: float = 0.0
 
     def add(self, other: Entry) -> None:
         for name, value in asdict(other).items():

@@ -13,6 +13,7 @@ from mpcache.report.machine import describe_machine
 from mpcache.report.record import (
     COUNTS,
     PHASES,
+    TIMES,
     Opened,
     PartyRecord,
     PredictedParty,
@@ -147,7 +148,10 @@ def _sums(parties: Sequence[PartyRecord | PredictedParty], phase: str) -> dict[s
 
 
 def _by_scope(parties: Sequence[PartyRecord], phase: str) -> dict[str, dict[str, Any]]:
-    """Scope inside the phase -> rounds, bytes by rank, and the slowest party's seconds."""
+    """Scope inside the phase -> rounds, bytes and seconds by rank, and the slowest's seconds.
+
+    `seconds` and `wait_seconds` may be those of different parties; `by_party` may be subtracted.
+    """
     tables: list[dict[str, Mapping[str, float]]] = [
         dict(in_phase(party.scopes, phase)) for party in parties
     ]
@@ -160,6 +164,9 @@ def _by_scope(parties: Sequence[PartyRecord], phase: str) -> dict[str, dict[str,
             "dealt_bytes": [int(entry.get("dealt_bytes", 0)) for entry in entries],
             "seconds": max(float(entry.get("seconds", 0.0)) for entry in entries),
             "wait_seconds": max(float(entry.get("wait_seconds", 0.0)) for entry in entries),
+            "by_party": {
+                name: [float(entry.get(name, 0.0)) for entry in entries] for name in TIMES
+            },
         }
     return scopes
 

@@ -8,13 +8,21 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mpcache.config import RunConfig, to_yaml
 from mpcache.errors import UsageError
 
-REPORT, MARKDOWN, CONFIG = "report.json", "report.md", "config.yaml"
+REPORT, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
+CONFIG = "config.yaml"
+# Fields without which there is nothing to show; see `report.build`.
+NEEDED = (
+    *("version", "id", "config", "machine", "parties", "protocol", "network", "model", "text"),
+    *("prompt_tokens", "new_tokens", "cache", "plaintext", "agreement", "secure", "predicted"),
+    *("checks", "openings", "warnings"),
+)
 
 
 def new_run_id() -> str:
@@ -41,6 +49,17 @@ def run_folder(config: RunConfig, run_id: str) -> Path:
             f"the report folder {folder} is not writable; choose another with --report"
         )
     return folder
+
+
+def check_writable(folders: Iterable[Path]) -> None:
+    """Refuse folders that are missing or may not be written.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for folder in folders:
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{folder} is not a writable folder; choose another")
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -82,6 +101,18 @@ def write_markdown(folder: Path, report: dict[str, Any]) -> None:
     write_atomic(folder / MARKDOWN, render(report))
 
 
+def write_page(path: Path, reports: Sequence[dict[str, Any]]) -> None:
+    """Write one HTML page for these runs."""
+    from mpcache.report.page import render_page
+
+    write_atomic(path, render_page(reports))
+
+
+def folder_of(run: Path) -> Path:
+    """The folder of a run that is named by it or by its report.json."""
+    return run if run.is_dir() else run.parent
+
+
 def load_report(folder: Path) -> dict[str, Any]:
     """Read a run's report.json.
 
@@ -97,6 +128,11 @@ def load_report(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a readable report; run `mpcache launch` again") from None
     if not isinstance(report, dict) or not isinstance(report.get("checks"), dict):
         raise UsageError(f"{path} is not a report of mpcache; give the folder of a finished run")
+    missing = [name for name in NEEDED if name not in report]
+    if missing:
+        raise UsageError(
+            f"{path} lacks {', '.join(missing)}: another version wrote it; run it again"
+        )
     failed = [name for name, passed in report["checks"].items() if not passed]
     if failed:
         raise UsageError(

@@ -70,7 +70,9 @@ def _predicted(report: dict[str, Any]) -> str:
     for phase in ("prefill", "decode"):
         measured, predicted = report["secure"][phase], report["predicted"][phase]
         for name in ("rounds", "sent_bytes", "dealt_bytes"):
-            rows.append((f"{phase}, {name}", _exact(measured[name]), _exact(predicted[name])))
+            rows.append(
+                (f"{phase}, {name}", tables.exact(measured[name]), tables.exact(predicted[name]))
+            )
     checks = ", ".join(
         f"{name} {'yes' if passed else 'NO'}" for name, passed in report["checks"].items()
     )
@@ -83,8 +85,9 @@ def _cache(report: dict[str, Any]) -> str:
     return (
         "## Cache\n\n"
         f"Policy {cache['policy']}, clusters of {cache['clusters']} tokens. Tokens kept after"
-        f" prefill, by layer: {_runs(cache['static_kept'])}. Tokens attended to, by decode step:"
-        f" {_runs(cache['dynamic_kept'])}. These counts are public; which tokens they are is not."
+        f" prefill, by layer: {tables.runs(cache['static_kept'])}. Tokens attended to, by decode"
+        f" step: {tables.runs(cache['dynamic_kept'])}. These counts are public; which tokens they"
+        " are is not."
     )
 
 
@@ -106,22 +109,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _exact(value: int | list[int]) -> str:
-    if isinstance(value, list):
-        return ", ".join(f"{size:,}" for size in value)
-    return f"{value:,}"
-
-
-def _runs(counts: list[int]) -> str:
-    """``12 x 30`` for thirty equal layers."""
-    if not counts:
-        return "none"
-    parts: list[list[int]] = []
-    for count in counts:
-        if parts and parts[-1][0] == count:
-            parts[-1][1] += 1
-        else:
-            parts.append([count, 1])
-    return ", ".join(f"{count} (x{times})" if times > 1 else f"{count}" for count, times in parts)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mpcache.protocols.ledger import Ledger
 
 PHASES = ("setup", "prefill", "decode")
+TIMES = ("seconds", "wait_seconds", "dealer_seconds")
 COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
 
 ScopeTable = Mapping[str, Mapping[str, float]]

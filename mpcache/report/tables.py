@@ -58,21 +58,41 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def components(phase: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The costliest components of a phase: scopes without layer numbers, summed, by bytes sent."""
-    totals: dict[str, dict[str, Any]] = {}
+def components(
+    phase: dict[str, Any], depth: int | None = None, top: int | None = TOP_COMPONENTS
+) -> list[tuple[str, dict[str, Any]]]:
+    """The costliest components of a phase: scopes without layer numbers, summed, by bytes sent.
+
+    Args:
+        depth: how many parts of a scope's path name its component; all if None.
+        top: how many components; all if None.
+
+    Returns:
+        (component, totals); `by_party` is missing where a scope of it has none.
+    """
+    totals: dict[str, list[dict[str, Any]]] = {}
     for path, entry in phase["by_scope"].items():
-        name = "/".join(part for part in path.split("/") if not _NUMBERED.match(part)) or "layers"
-        total = totals.setdefault(
-            name, {"rounds": 0, "seconds": 0.0, "sent_bytes": [0] * len(entry["sent_bytes"])}
-        )
-        total["rounds"] += entry["rounds"]
-        total["seconds"] += entry["seconds"]
-        total["sent_bytes"] = [
-            a + b for a, b in zip(total["sent_bytes"], entry["sent_bytes"], strict=True)
-        ]
-    ranked = sorted(totals.items(), key=lambda item: (-sum(item[1]["sent_bytes"]), item[0]))
-    return ranked[:TOP_COMPONENTS]
+        parts = [part for part in path.split("/") if not _NUMBERED.match(part)]
+        totals.setdefault("/".join(parts[:depth]) or "layers", []).append(entry)
+    summed = {name: _total(entries) for name, entries in totals.items()}
+    return sorted(summed.items(), key=lambda item: (-sum(item[1]["sent_bytes"]), item[0]))[:top]
+
+
+def _total(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    total = {
+        "rounds": sum(entry["rounds"] for entry in entries),
+        "seconds": sum(entry["seconds"] for entry in entries),
+        "sent_bytes": _by_rank([entry["sent_bytes"] for entry in entries]),
+        "dealt_bytes": _by_rank([entry["dealt_bytes"] for entry in entries]),
+    }
+    if all("by_party" in entry for entry in entries):
+        times = [entry["by_party"] for entry in entries]
+        total["by_party"] = {name: _by_rank([t[name] for t in times]) for name in times[0]}
+    return total
+
+
+def _by_rank(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    return [sum(column) for column in zip(*rows, strict=True)]
 
 
 def agreement(report: dict[str, Any]) -> list[str]:
@@ -119,3 +139,22 @@ def model(report: dict[str, Any]) -> str:
         f"{facts['name']} ({facts['family']}, {facts['parameters']:,} parameters,"
         f" {facts['layers']} layers, {facts['weights']} weights)"
     )
+
+
+def exact(value: int | list[int]) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{size:,}" for size in value)
+    return f"{value:,}"
+
+
+def runs(counts: list[int]) -> str:
+    """``12 x 30`` for thirty equal layers."""
+    if not counts:
+        return "none"
+    parts: list[list[int]] = []
+    for count in counts:
+        if parts and parts[-1][0] == count:
+            parts[-1][1] += 1
+        else:
+            parts.append([count, 1])
+    return ", ".join(f"{count} (x{times})" if times > 1 else f"{count}" for count, times in parts)

@@ -77,7 +77,9 @@ def test_two_parties_to_the_end(
     run_watched(running, scratch, processes)
     assert CANARY not in running.out + running.err
     folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "report.json", "report.md"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "report.html", "report.json", "report.md")
+    }
     assert files_with(CANARY, folder) == []
     assert "prompt" not in (folder / "config.yaml").read_text()
     assert config.load(folder / "config.yaml").model == str(tiny)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mpcache.config import RunConfig, read_prompt, to_yaml
+from mpcache.costing import quick
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
 from mpcache.models.registry import Source, check_prompt, find
@@ -165,19 +167,20 @@ def generate_plain(config: RunConfig, console: Console) -> int:
 
 
 def predict(config: RunConfig, prompt_tokens: int) -> dict[str, Any]:
-    """Predicted rounds, and bytes by party, of every phase of a run; no party is started."""
-    source = find(config.model, "synthetic", config.seed)
-    prediction = predict_run(config, source.spec, prompt_tokens)
-    return {phase: _phase_cost(prediction, phase) for phase in PHASES}
+    """Predicted rounds, and bytes by party, of every phase of a run; no party is started.
 
-
-def _phase_cost(prediction: Prediction, phase: str) -> dict[str, Any]:
-    totals = [ledger.total(phase) for ledger in prediction.ranks]
-    return {
-        "rounds": totals[0].rounds,
-        "sent_bytes": [total.sent_bytes for total in totals],
-        "dealt_bytes": [total.dealt_bytes for total in totals],
-    }
+    A context beyond the model's own is counted as if it were as long, with a `notice`.
+    """
+    spec = find(config.model, "synthetic", config.seed).spec
+    wanted = prompt_tokens + config.max_new_tokens
+    predicted: dict[str, Any] = {}
+    if wanted > spec.context:
+        predicted["notice"] = (
+            f"{spec.name} has a context of {spec.context} tokens: {wanted} are counted as if it"
+            " were as long; no run of them would start"
+        )
+        spec = replace(spec, context=wanted)
+    return quick(config, spec, prompt_tokens).phases() | predicted
 
 
 def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:

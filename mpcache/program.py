@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,11 +90,13 @@ def predict(
     spec: ModelSpec,
     prompt_tokens: int,
     on_enter: Callable[[str], None] | None = None,
+    walked: int | None = None,
 ) -> Prediction:
     """What every party of the run sends, from walking the same text without data.
 
     Args:
         on_enter: called with every scope's path; what it raises ends the walk.
+        walked: through how many layers tokens go; all if None. Setup has them all.
     """
     prediction = Prediction(config.parties)
     prediction.on_enter = on_enter
@@ -108,7 +110,7 @@ def predict(
         else:
             suite = CountingCrypten(setting, prediction)
             suite.seeds()
-    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens)
+    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens, walked)
     return prediction
 
 
@@ -129,10 +131,18 @@ def deal(
     return suite.dealt_bytes
 
 
-def _walk(config: RunConfig, spec: ModelSpec, machine: SecureMachine, prompt_tokens: int) -> None:
+def _walk(
+    config: RunConfig,
+    spec: ModelSpec,
+    machine: SecureMachine,
+    prompt_tokens: int,
+    walked: int | None = None,
+) -> None:
     """The whole run without data."""
     with machine.scope("setup"):
         model = load_weights(machine, spec, None)
+    if walked is not None:
+        model = replace(model, spec=replace(spec, layers=walked))
     request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
     generate(machine, model, policy_of(config), request)
 

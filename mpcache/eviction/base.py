@@ -10,6 +10,7 @@ import torch
 
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.operation import Machine, Value
+from mpcache.protocols.secret import Secret
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,20 @@ class Policy(ABC):
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
         """The public counts for a prompt and a number of generated tokens."""
 
+    def layer_kind(self, layer: int) -> int:
+        """Layers of one kind send and take the same: what costs them need look at one of each."""
+        return 0
+
     @abstractmethod
     def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Cache:
         """An empty cache for one run of `prompt_tokens` and `new_tokens`."""
 
 
-def causal_mask(tokens: int) -> torch.Tensor:
-    """Public 0/1 mask [tokens, tokens]: row i sees columns up to i."""
-    return torch.ones(tokens, tokens, dtype=torch.int64).tril()
+def causal_mask(tokens: int, like: Value | None = None) -> torch.Tensor:
+    """Public 0/1 mask [tokens, tokens]: row i sees columns up to i.
+
+    Args:
+        like: a value on whose device the mask shall live; without data where that has none.
+    """
+    device = like.share.device if isinstance(like, Secret) else getattr(like, "device", None)
+    return torch.ones(tokens, tokens, dtype=torch.int64, device=device).tril()

@@ -34,7 +34,7 @@ class FullCache(Cache):
         self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
     ) -> Value:
         self.keys[layer], self.values[layer] = keys, values
-        context, _ = attention(machine, queries, keys, values, causal_mask(keys.shape[1]), 0)
+        context, _ = attention(machine, queries, keys, values, causal_mask(keys.shape[1], keys), 0)
         return context
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:

@@ -117,6 +117,9 @@ class MPCache(Policy):
         selects = any(self.choice(stored + step).selects for step in range(1, new_tokens))
         return MPCacheCache(spec, self, selects)
 
+    def layer_kind(self, layer: int) -> int:
+        return int(not self.selects_itself(layer))
+
     def selects_itself(self, layer: int) -> bool:
         """Whether `layer` makes its own choice (else it takes that of the layer before)."""
         return not self.share_layers or layer < 2 or layer % 2 == 0
@@ -138,7 +141,7 @@ class MPCacheCache(Cache):
         self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
     ) -> Value:
         tokens = keys.shape[1]
-        mask = causal_mask(tokens)
+        mask = causal_mask(tokens, keys)
         context, probabilities = attention(
             machine, queries, keys, values, mask, share_of(OBSERVED, tokens)
         )

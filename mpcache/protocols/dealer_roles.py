@@ -13,6 +13,7 @@ from mpcache.protocols.channel import Channel, Spec
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
 from mpcache.protocols.dealer import DealerSuite, Messages, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
+from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
@@ -93,6 +94,10 @@ class CountingDealer(DealerSuite):
     def draw(self, correlation: Correlation) -> Pieces:
         self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
         return {}
+
+    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
+        self.prediction.multiplied(x.shape, y.shape)
+        return super().matmul(x, y, width)
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return None

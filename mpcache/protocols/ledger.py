@@ -7,10 +7,13 @@ that it takes part in, so the counts of all parties agree. Bytes are frames on t
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+
+import torch
 
 from mpcache.protocols.channel import Spec, frame_bytes
 
@@ -152,16 +155,37 @@ class Ledger(Scopes):
         return [Opening(why, to, n) for (why, to), n in sorted(self._openings.items())]
 
 
+@dataclass
+class Work:
+    """Local arithmetic of matrix products at one party: what a prediction of seconds needs.
+
+    Attributes:
+        multiply_adds: of all products.
+        operands: elements of their right sides, which are read once each.
+    """
+
+    multiply_adds: int = 0
+    operands: int = 0
+
+    def add(self, other: Work) -> None:
+        self.multiply_adds += other.multiply_adds
+        self.operands += other.operands
+
+
 Sends = Mapping[tuple[int, int], Sequence[Spec]]
 
 
 class Prediction(Scopes):
-    """The ledgers of all parties at once, counted without a party: `ranks[r]` predicts party r."""
+    """The ledgers of all parties at once, counted without a party: `ranks[r]` predicts party r.
+
+    `work` has the arithmetic of matrix products by scope, about the same at every party.
+    """
 
     def __init__(self, world: int) -> None:
         super().__init__()
         self.world = world
         self.ranks = [Ledger(rank, world) for rank in range(world)]
+        self.work: dict[str, Work] = {}
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -184,6 +208,12 @@ class Prediction(Scopes):
             sent = {to: specs for (source, to), specs in sends.items() if source == ledger.rank}
             got = {source: specs for (source, to), specs in sends.items() if to == ledger.rank}
             ledger.record(label, sent, got, 0.0)
+
+    def multiplied(self, left: Sequence[int], right: Sequence[int]) -> None:
+        """Note a product of matrices [.., m, k] and [.., k, n]."""
+        batch = math.prod(torch.broadcast_shapes(left[:-2], right[:-2]))
+        operands = batch * right[-2] * right[-1]
+        self.work.setdefault(self.path, Work()).add(Work(left[-2] * operands, operands))
 
     def opened(self, why: str, to: str, values: int) -> None:
         for ledger in self.ranks:

@@ -288,6 +288,9 @@ class SecureMachine(Machine):
         return ring.to(torch.float64) / 2.0**frac
 
     def shift(self, value: Value, public: torch.Tensor | float) -> Value:
+        if value.share.is_meta:  # only shapes count
+            shape = public.shape if isinstance(public, torch.Tensor) else ()
+            return self.suite.shift(value, torch.empty(shape, dtype=torch.int64, device="meta"))
         return self.suite.shift(value, self.encode(public, value.frac))
 
     def keep(self, value: Value) -> Value:

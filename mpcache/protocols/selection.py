@@ -29,7 +29,7 @@ class Rank(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         size = x.shape[-1]
-        first, second = torch.triu_indices(size, size, 1)
+        first, second = torch.triu_indices(size, size, 1, device=x.share.device)
         wins = at_least(machine, x.take(first), x.take(second), **bits)
         ranks = wins.pour(second, size) - wins.pour(first, size)
         return machine.shift(ranks, torch.arange(size - 1, -1, -1, dtype=torch.float64))
@@ -59,7 +59,7 @@ class TopK(Operation):
         ranks = rank(machine, x, **bits)
         kept = machine.shift(-at_least(machine, ranks, float(k), magnitude=width), 1.0)
         places = kept.cumsum(-1)
-        wanted = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(-1)
+        wanted = torch.arange(1, k + 1, dtype=torch.float64, device=x.share.device).unsqueeze(-1)
         reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size), magnitude=width)
         before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)
         return reached - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -151,10 +152,19 @@ def _weights(suite: DealerSuite, x: Secret, visible: torch.Tensor | None) -> Sec
     if visible is None:
         e = suite.exp(x)
         return suite.truncate(e, e.frac - WEIGHT_FRAC)
-    places = visible.expand(x.shape).flatten().nonzero().squeeze(-1)
+    places = _places(visible, tuple(x.shape))
     e = suite.exp(x.flatten().take(places))
     e = suite.truncate(e, e.frac - WEIGHT_FRAC)
     return e.pour(places, x.share.numel()).reshape(*x.shape)
+
+
+def _places(visible: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Where a flattened [shape] is visible. A mask without data stands for the causal one."""
+    if not visible.is_meta:
+        return visible.expand(shape).flatten().nonzero().squeeze(-1)
+    tokens = shape[-1]
+    count = math.prod(shape) // tokens * (tokens + 1) // 2
+    return torch.empty(count, dtype=torch.int64, device="meta")
 
 
 def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) -> Secret:

@@ -64,6 +64,7 @@ def print_prediction(
         )
     console.print(table)
     console.print("on the wire: latency and rate of the network alone, no arithmetic")
+    print_warnings(console, [predicted["notice"]] if "notice" in predicted else [])
 
 
 def print_models(console: Console, models: Iterable[ModelRow]) -> None:

@@ -12,7 +12,7 @@ TOP_COMPONENTS = 12
 
 def in_bytes(size: float) -> str:
     """``1.5 MB``: decimal units, as networks count."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.4g} {unit}"
     return f"{size:.4g} B"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mpcache.cli_bench import bench
 from mpcache.errors import MpcacheError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Private LLM inference with a small secret-shared KV cache.",
 )
+
+app.add_typer(bench, name="bench")
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="A YAML file, or the name of a shipped one.")

@@ -93,10 +93,10 @@ def _config(config_file: str | None, sets: list[str] | None, **named: Any) -> Ru
     return config.load(config_layers.find(config_file) if config_file else None, overrides)
 
 
-def _console() -> Console:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=stderr)
 
 
 def _finish(exit_code: int) -> None:
@@ -229,7 +229,9 @@ def generate(
 
 @app.command()
 def cost(
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt in tokens.")],
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of the prompt in tokens.")
+    ] = None,
     parties: Parties = None,
     model: Model = None,
     max_new_tokens: NewTokens = None,
@@ -239,8 +241,13 @@ def cost(
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure this machine's speeds; a minute.")
+    ] = False,
 ) -> None:
-    """Predict the rounds and bytes of a run without starting a party."""
+    """Predict the rounds, bytes and (where calibrated) seconds of a run; no party is started."""
+    if prompt_tokens is None and not calibrate:
+        raise UsageError("--prompt-tokens is missing; give the length of the prompt in tokens")
     resolved = _config(
         config,
         sets,
@@ -253,6 +260,10 @@ def cost(
     )
     from mpcache import launching
 
+    if calibrate:
+        launching.calibrate(_console(stderr=True))
+    if prompt_tokens is None:
+        return
     predicted = launching.predict(resolved, prompt_tokens)
     if as_json:
         typer.echo(json.dumps(predicted, indent=2))

@@ -10,10 +10,11 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mpcache.calibration import Load, loads_of
 from mpcache.config import RunConfig
 from mpcache.models.spec import ModelSpec
 from mpcache.program import policy_of, predict
-from mpcache.protocols.ledger import Entry, Prediction, Work
+from mpcache.protocols.ledger import Entry, Prediction, Work, worked
 from mpcache.report.record import PHASES
 
 _LAYER = re.compile(r"^(\w+)/layer(\d+)(/.*)?$")
@@ -41,11 +42,7 @@ class Quick:
 
     def worked(self, prefix: str) -> Work:
         """Arithmetic in the scope `prefix` and everything inside it."""
-        total = Work()
-        for path, work in self.work.items():
-            if path == prefix or path.startswith(prefix + "/"):
-                total.add(work)
-        return total
+        return worked(self.work, prefix)
 
     def phases(self) -> dict[str, Any]:
         """Rounds, and bytes by party, of setup, prefill and decode."""
@@ -58,6 +55,15 @@ class Quick:
                 "dealt_bytes": [total.dealt_bytes for total in totals],
             }
         return result
+
+    def loads(self, decode_steps: int) -> dict[str, Load]:
+        """What prefill and a decode step ask of a party."""
+        ranks = range(len(self.ranks))
+        totals = {
+            phase: ([self.total(rank, phase) for rank in ranks], self.worked(phase))
+            for phase in PHASES
+        }
+        return loads_of(totals, decode_steps)
 
 
 def quick(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Quick:

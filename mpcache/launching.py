@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from mpcache.config import RunConfig, read_prompt, to_yaml
+from mpcache import calibration
+from mpcache.config import AVAILABLE_PROTOCOLS, RunConfig, read_prompt, to_yaml
 from mpcache.costing import quick
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
@@ -101,6 +102,7 @@ def launch(config: RunConfig, console: Console) -> int:
         predicted=tuple(PredictedParty.of(ledger) for ledger in prediction.ranks),
         expected_kept=expected_kept(config, source.spec, len(ids)),
         dealer=screen.dealer,
+        predicted_seconds=_predicted_seconds(config, prediction),
     )
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
@@ -180,7 +182,40 @@ def predict(config: RunConfig, prompt_tokens: int) -> dict[str, Any]:
             " were as long; no run of them would start"
         )
         spec = replace(spec, context=wanted)
-    return quick(config, spec, prompt_tokens).phases() | predicted
+    found = quick(config, spec, prompt_tokens)
+    speeds, missing = calibration.load(config.protocol)
+    if speeds is None:
+        predicted["no_seconds"] = missing
+    else:
+        loads = found.loads(config.max_new_tokens - 1)
+        predicted["seconds"] = calibration.seconds_on_networks(speeds, loads, config.parties)
+        predicted["seconds_error"] = speeds.worst
+    return found.phases() | predicted
+
+
+def calibrate(console: Console) -> None:
+    """Measure this machine's speeds in both suites, and save them."""
+    from mpcache.benchmarking.calibrate import calibrate as fitted
+
+    suites = {
+        suite: fitted(suite, lambda line: console.print(f"[dim]{line}[/]"))
+        for suite in AVAILABLE_PROTOCOLS
+    }
+    target = calibration.save(suites)
+    for suite, speeds in suites.items():
+        console.print(
+            f"{suite}: fitted to {speeds.samples} layers, off by {speeds.worst:.0%} at most there"
+        )
+    console.print(f"saved: {escape(str(target))}", soft_wrap=True)
+
+
+def _predicted_seconds(config: RunConfig, prediction: Prediction) -> dict[str, float] | None:
+    """Seconds of prefill and of a token, where this machine is calibrated."""
+    totals = {
+        phase: ([ledger.total(phase) for ledger in prediction.ranks], prediction.worked(phase))
+        for phase in PHASES
+    }
+    return calibration.run_seconds(config, calibration.loads_of(totals, config.max_new_tokens - 1))
 
 
 def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:

@@ -254,7 +254,7 @@ def measure(job: Job, plain: bool = True) -> Measured:
         steps=tuple(steps[-1] for _, steps, _ in results),
         dealt_bytes=dealt,
         dealer_seconds=dealer_seconds,
-        work=_work(wanted, f"step{job.steps - 1}"),
+        work=wanted.worked(f"step{job.steps - 1}"),
         plain_seconds=tuple(_plain(job)) if plain else (),
     )
 
@@ -277,14 +277,6 @@ def _gate(job: Job, results: Sequence[Any], wanted: Prediction, dealt: int) -> N
             f"the dealer dealt {dealt} bytes in the last step and party 1 used {used}; nothing is"
             " reported"
         )
-
-
-def _work(prediction: Prediction, prefix: str) -> Work:
-    total = Work()
-    for path, work in prediction.work.items():
-        if path == prefix or path.startswith(prefix + "/"):
-            total.add(work)
-    return total
 
 
 def _plain(job: Job) -> list[float]:

@@ -172,6 +172,15 @@ class Work:
         self.operands += other.operands
 
 
+def worked(work: Mapping[str, Work], prefix: str = "") -> Work:
+    """Sum over the scope `prefix` and everything inside it; over all scopes for ``""``."""
+    total = Work()
+    for path, part in work.items():
+        if not prefix or path == prefix or path.startswith(prefix + "/"):
+            total.add(part)
+    return total
+
+
 Sends = Mapping[tuple[int, int], Sequence[Spec]]
 
 
@@ -214,6 +223,10 @@ class Prediction(Scopes):
         batch = math.prod(torch.broadcast_shapes(left[:-2], right[:-2]))
         operands = batch * right[-2] * right[-1]
         self.work.setdefault(self.path, Work()).add(Work(left[-2] * operands, operands))
+
+    def worked(self, prefix: str = "") -> Work:
+        """Arithmetic in the scope `prefix` and everything inside it; of all scopes for ``""``."""
+        return worked(self.work, prefix)
 
     def opened(self, why: str, to: str, values: int) -> None:
         for ledger in self.ranks:

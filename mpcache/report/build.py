@@ -77,7 +77,7 @@ def build_report(record: RunRecord) -> dict[str, Any]:
             "near_ties": [asdict(tie) for tie in record.agreement.near_ties],
         },
         "secure": _secure(record),
-        "predicted": {phase: _sums(record.predicted, phase) for phase in ("prefill", "decode")},
+        "predicted": _predicted(record),
         "checks": {name: not problems for name, problems in run_checks(record).items()},
         "openings": _openings(record.parties),
         "warnings": warnings(record),
@@ -110,6 +110,15 @@ def _cache(record: RunRecord) -> dict[str, Any]:
         "clusters": list(record.config.cache.clusters),
         "dynamic_kept": list(record.expected_kept.get("dynamic", [])),
     }
+
+
+def _predicted(record: RunRecord) -> dict[str, Any]:
+    """Counts of each phase; seconds where this machine is calibrated."""
+    found = {phase: _sums(record.predicted, phase) for phase in ("prefill", "decode")}
+    if record.predicted_seconds is not None:
+        found["prefill"]["seconds"] = record.predicted_seconds["prefill"]
+        found["decode"]["seconds_per_token"] = record.predicted_seconds.get("token")
+    return found
 
 
 def _secure(record: RunRecord) -> dict[str, Any]:

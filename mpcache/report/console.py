@@ -65,6 +65,24 @@ def print_prediction(
     console.print(table)
     console.print("on the wire: latency and rate of the network alone, no arithmetic")
     print_warnings(console, [predicted["notice"]] if "notice" in predicted else [])
+    if "seconds" in predicted:
+        _print_seconds(console, predicted)
+    elif "no_seconds" in predicted:
+        console.print(predicted["no_seconds"])
+
+
+def _print_seconds(console: Console, predicted: dict[str, Any]) -> None:
+    table = Table(title="predicted seconds, nothing was run")
+    for column in ("network", "prefill", "a token"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for network, seconds in predicted["seconds"].items():
+        shown = (tables.in_seconds(seconds.get(name)) for name in ("prefill", "token"))
+        table.add_row(network, *shown)
+    console.print(table)
+    console.print(
+        "local: all processes on this host; lan, wan: a host like this one for each. The speeds"
+        f" were off by {predicted['seconds_error']:.0%} at most on the layers they were fitted to."
+    )
 
 
 def print_models(console: Console, models: Iterable[ModelRow]) -> None:

@@ -66,17 +66,10 @@ def _components(report: dict[str, Any]) -> str:
 
 
 def _predicted(report: dict[str, Any]) -> str:
-    rows = []
-    for phase in ("prefill", "decode"):
-        measured, predicted = report["secure"][phase], report["predicted"][phase]
-        for name in ("rounds", "sent_bytes", "dealt_bytes"):
-            rows.append(
-                (f"{phase}, {name}", tables.exact(measured[name]), tables.exact(predicted[name]))
-            )
     checks = ", ".join(
         f"{name} {'yes' if passed else 'NO'}" for name, passed in report["checks"].items()
     )
-    table = _table(("", "measured", "predicted by the twin"), rows)
+    table = _table(("", "measured", "predicted by the twin"), tables.against_prediction(report))
     return f"## Measured and predicted\n\n{table}\n\nChecks: {checks}."
 
 

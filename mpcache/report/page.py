@@ -243,13 +243,6 @@ def _collapsed(title: str, items: Sequence[tuple[str, dict[str, Any]]]) -> Marku
 
 
 def _predicted(report: dict[str, Any]) -> Markup:
-    rows = []
-    for phase in ("prefill", "decode"):
-        measured, predicted = report["secure"][phase], report["predicted"][phase]
-        for name in ("rounds", "sent_bytes", "dealt_bytes"):
-            rows.append(
-                (f"{phase}, {name}", tables.exact(measured[name]), tables.exact(predicted[name]))
-            )
     checks = [
         tag("li", name, ": ", tag("span", "passed" if ok else "FAILED", class_=_mark(ok)))
         for name, ok in report["checks"].items()
@@ -257,7 +250,7 @@ def _predicted(report: dict[str, Any]) -> Markup:
     return tag(
         "div",
         tag("h3", "Measured and predicted"),
-        table(("", "measured", "predicted by the twin"), rows),
+        table(("", "measured", "predicted by the twin"), tables.against_prediction(report)),
         tag("h3", "Checks"),
         tag("ul", *checks),
     )

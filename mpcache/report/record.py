@@ -156,6 +156,7 @@ class RunRecord:
         predicted: one entry a party, in the order of ranks.
         dealer: what the dealer did, in suite `dealer`.
         expected_kept: the counts that the budget asks for, in the form of `PartyRecord.kept`.
+        predicted_seconds: of ``prefill`` and a ``token``, where this machine is calibrated.
     """
 
     run_id: str
@@ -173,6 +174,7 @@ class RunRecord:
     predicted: tuple[PredictedParty, ...]
     expected_kept: Kept
     dealer: DealerRecord | None = None
+    predicted_seconds: Mapping[str, float] | None = None
 
 
 def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:

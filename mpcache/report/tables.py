@@ -58,6 +58,28 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def against_prediction(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, measured, predicted): counts, and seconds where they were predicted."""
+    rows = []
+    secure, predicted = report["secure"], report["predicted"]
+    for phase in ("prefill", "decode"):
+        for name in ("rounds", "sent_bytes", "dealt_bytes"):
+            measured, said = secure[phase][name], predicted[phase][name]
+            rows.append((f"{phase}, {name}", exact(measured), exact(said)))
+    for what, measured, said in (
+        ("prefill", secure["prefill"]["seconds"], predicted["prefill"].get("seconds")),
+        (
+            "a token",
+            secure["decode"]["per_token"]["seconds"],
+            predicted["decode"].get("seconds_per_token"),
+        ),
+    ):
+        if measured and said is not None:
+            error = f"{in_seconds(said)} ({said / measured - 1:+.0%})"
+            rows.append((f"{what}, seconds", in_seconds(measured), error))
+    return rows
+
+
 def components(
     phase: dict[str, Any], depth: int | None = None, top: int | None = TOP_COMPONENTS
 ) -> list[tuple[str, dict[str, Any]]]:

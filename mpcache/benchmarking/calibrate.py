@@ -1,0 +1,72 @@
+"""Fit this machine's speeds to small layers that are measured here and now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from mpcache.benchmarking.layers import DecodeJob, PrefillJob
+from mpcache.benchmarking.pair import Job, Measured, measure
+from mpcache.calibration import Load, Speeds, fit
+from mpcache.eviction.registry import make_policy
+from mpcache.models.known import KNOWN
+from mpcache.models.spec import ModelSpec
+
+LOCAL = (0.0, 0.0)
+STEPS = 6
+# hidden size, tokens stored: of decode steps in each suite
+DECODE = {
+    "dealer": ((512, 128), (1024, 512), (2048, 256), (2048, 1500)),
+    "crypten": ((256, 64), (512, 256), (1024, 64)),
+}
+PREFILL = {"dealer": ((512, 32), (576, 96), (1024, 64)), "crypten": ((256, 16), (512, 48))}
+
+
+def _spec(family: str, hidden: int) -> ModelSpec:
+    """One layer of that hidden size, with the proportions of a known model."""
+    known = KNOWN["smollm2" if family == "llama" else "opt-1.3b"].spec
+    heads = hidden // 64
+    return replace(
+        known, layers=1, hidden=hidden, heads=heads, kv_heads=heads, head_dim=64, ffn=3 * hidden
+    )
+
+
+def _jobs(suite: str) -> Iterator[Job]:
+    for family in ("llama", "opt"):
+        for hidden, tokens in DECODE[suite]:
+            policy = make_policy("mpcache" if family == "llama" else "full", dynamic_keep=0.2)
+            yield DecodeJob(suite, STEPS, LOCAL, _spec(family, hidden), policy, tokens)
+        for hidden, tokens in PREFILL[suite]:
+            spec, policy = _spec(family, hidden), make_policy("mpcache")
+            yield PrefillJob(suite, 3, LOCAL, spec, policy, tokens)
+
+
+def calibrate(suite: str, on_sample: Callable[[str], None]) -> Speeds:
+    """Measure and fit one suite; `on_sample` is told of each layer as it is done."""
+    loads, seconds, dealer = [], [], []
+    for job in _jobs(suite):
+        found = measure(job, plain=False)
+        loads.append(Load.of(found.steps, found.work).row())
+        seconds.append(_median(found.seconds))
+        dealer.append(found.dealer_seconds)
+        on_sample(_line(job, found))
+    party = fit(loads, seconds)
+    dealing = fit(loads, dealer) if all(dealer) else (0.0,) * len(loads[0])
+    worst = max(
+        abs(sum(a * b for a, b in zip(party, row, strict=True)) / took - 1)
+        for row, took in zip(loads, seconds, strict=True)
+    )
+    return Speeds(party, dealing, worst, len(loads))
+
+
+def _median(values: tuple[float, ...]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _line(job: Any, found: Measured) -> str:
+    kind = "decode" if isinstance(job, DecodeJob) else "prefill"
+    return (
+        f"{job.suite}, {kind}, hidden {job.spec.hidden}, {job.tokens} tokens:"
+        f" {_median(found.seconds) * 1e3:.1f} ms"
+    )

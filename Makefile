@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo test check bench runs format clean
 
 setup: $(READY)
 
@@ -33,11 +33,22 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The same prompt through each cache and the stock baseline; one folder a run.
+# Pieces of a run between two processes; the tables of the README are written from the lines.
+BENCH := OMP_NUM_THREADS=1 $(BIN)/mpcache bench
 bench: setup
+	$(BENCH) decode --contexts 512,1024,2048
+	$(BENCH) decode --protocols crypten --repeat 2 --out runs/bench/crypten.jsonl
+	$(BENCH) decode --networks lan,wan --repeat 3 --out runs/bench/networks.jsonl
+	$(BENCH) prefill --contexts 64,128
+	$(BENCH) ops
+	$(BENCH) readme
+
+# One prompt through each cache and the stock baseline, all processes; one page of them all.
+runs: setup
 	$(BIN)/mpcache launch --config demo-2pc --report runs/bench-mpcache
 	$(BIN)/mpcache launch --config full-cache --report runs/bench-full-cache
 	$(BIN)/mpcache launch --config crypten-baseline --report runs/bench-crypten-baseline
+	$(BIN)/mpcache report runs/bench-mpcache runs/bench-full-cache runs/bench-crypten-baseline
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,7 @@ bench = typer.Typer(
     help="Measure decode steps, prefills and operators between two processes on this host.",
 )
 FOLDER = Path("runs/bench")
+WIDE = 140
 
 Model = Annotated[str, typer.Option(help="A name from `mpcache models`, for its shape.")]
 Layers = Annotated[int, typer.Option(help="Decoder layers of a step.")]
@@ -135,9 +136,11 @@ def _run(sweep: Sweep, out: Path | None) -> None:
     except OSError as error:
         raise UsageError(f"--out {path} cannot be written: {error.strerror}") from None
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDE)
     progress = Console(stderr=True, highlight=False)
     rows = sweeps.run(
-        sweep, lambda row: progress.print(" | ".join(tables.cells(row)), soft_wrap=True)
+        sweep, lambda row: progress.print(" | ".join(tables.cells(row).values()), soft_wrap=True)
     )
     sweeps.write_lines(path, rows)
     console.print(tables.screen(rows))

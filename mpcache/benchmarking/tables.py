@@ -11,10 +11,6 @@ from rich.table import Table
 from mpcache.report import tables
 
 Row = dict[str, Any]
-MEASURES = (
-    *("seconds, median (least to most)", "rounds", "sent, most", "dealt", "dealer's seconds"),
-    "plaintext",
-)
 NAMES = {
     "decode": ("cache", "tokens", "layers", "protocol", "network"),
     "prefill": ("cache", "tokens", "layers", "protocol", "network"),
@@ -27,58 +23,73 @@ TITLES = {
 }
 
 
-def head(kind: str) -> tuple[str, ...]:
-    return (*NAMES[kind], *MEASURES)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """What a row shows, as text."""
-    seconds = row["seconds"]
-    network = f"{row['network']} (emulated)" if row["emulated"] else row["network"]
-    names: tuple[str, ...] = (row["protocol"], network)
-    if row["kind"] == "ops":
-        names = (row["operator"], *names)
-    else:
-        cache = row["cache"] + (f" {row['dynamic_keep']:g}" if "dynamic_keep" in row else "")
-        names = (cache, f"{row['context']:,}", str(row["layers"]), *names)
-    short = tables.in_seconds
+def cells(row: Row) -> dict[str, str]:
+    """What a row shows, as text by column."""
+    seconds, short = row["seconds"], tables.in_seconds
     dealt = row["protocol"] == "dealer"
-    return (
-        *names,
-        f"{short(seconds['median'])} ({short(seconds['min'])} to {short(seconds['max'])})",
-        f"{row['rounds']:,}",
-        tables.in_bytes(max(row["sent_bytes"])),
-        tables.in_bytes(row["dealt_bytes"]) if dealt else "-",
-        short(row["dealer_seconds"]) if dealt else "-",
-        short(row["plaintext_seconds"]["median"]),
-    )
+    network = f"{row['network']} (emulated)" if row["emulated"] else row["network"]
+    shown = {"protocol": row["protocol"], "network": network}
+    if row["kind"] == "ops":
+        shown["operator"] = row["operator"]
+    else:
+        keep = f" {row['dynamic_keep']:g}" if "dynamic_keep" in row else ""
+        shown["cache"] = row["cache"] + keep
+        shown |= {"tokens": f"{row['context']:,}", "layers": str(row["layers"])}
+    return {name: shown[name] for name in NAMES[row["kind"]]} | {
+        "seconds": short(seconds["median"]),
+        "least to most": f"{short(seconds['min'])} to {short(seconds['max'])}",
+        "rounds": f"{row['rounds']:,}",
+        "sent": tables.in_bytes(max(row["sent_bytes"])),
+        "dealt": tables.in_bytes(row["dealt_bytes"]) if dealt else "-",
+        "dealer": short(row["dealer_seconds"]) if dealt else "-",
+        "plaintext": short(row["plaintext_seconds"]["median"]),
+    }
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Columns that are shown, and those that name what all rows have in common."""
+    kind, shown = rows[0]["kind"], [cells(row) for row in rows]
+    common = [
+        name
+        for name in NAMES[kind][1:]
+        if name != "tokens" and len({row[name] for row in shown}) == 1
+    ]
+    return [name for name in shown[0] if name not in common], common
 
 
 def caption(rows: Sequence[Row]) -> str:
     """Where and how the rows were measured."""
     counts = sorted({row["seconds"]["count"] for row in rows})
     models = sorted({row["model"] for row in rows if "model" in row})
+    first = cells(rows[0])
+    common = "".join(f"{name} {first[name]}; " for name in _columns(rows)[1])
+    dealt = " everything dealt before," * any(row["protocol"] == "dealer" for row in rows)
     what = f"{', '.join(models)}, synthetic weights; " if models else ""
     return (
-        f"{what}two processes on a plain socket pair, everything dealt before, medians of"
-        f" {' or '.join(map(str, counts))} steps; measured on {tables.machine(rows[0])}."
+        f"{what}{common}sent: by the party that sends most; two processes on a plain socket pair,"
+        f"{dealt} medians of {' or '.join(map(str, counts))} steps; measured on"
+        f" {tables.machine(rows[0])}."
     )
 
 
 def screen(rows: Sequence[Row]) -> Table:
     kind = rows[0]["kind"]
     table = Table(title=TITLES[kind], caption=escape(caption(rows)), caption_justify="left")
-    for name in head(kind):
-        table.add_column(name, justify="left" if name in NAMES[kind] else "right")
+    columns = _columns(rows)[0]
+    for name in columns:
+        left = name in NAMES[kind]
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
-        table.add_row(*map(escape, cells(row)))
+        shown = cells(row)
+        table.add_row(*(escape(shown[name]) for name in columns))
     return table
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    kind = rows[0]["kind"]
-    titles = head(kind)
-    lines = ["| " + " | ".join(titles) + " |"]
-    lines.append("| " + " | ".join("---" if t in NAMES[kind] else "---:" for t in titles) + " |")
-    lines.extend("| " + " | ".join(cells(row)) + " |" for row in rows)
+    columns, names = _columns(rows)[0], NAMES[rows[0]["kind"]]
+    lines = ["| " + " | ".join(columns) + " |"]
+    lines.append("| " + " | ".join("---" if c in names else "---:" for c in columns) + " |")
+    for row in rows:
+        shown = cells(row)
+        lines.append("| " + " | ".join(shown[name] for name in columns) + " |")
     return "\n".join(lines) + "\n\n" + caption(rows)

@@ -79,12 +79,24 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
         "20,100": {"rtt_ms": 20.0, "mbps": 100.0},
     }
     shown = tables.cells(row)
-    assert shown[0] == "mpcache 0.2"
-    for part in ("200 ms (100 ms to 400 ms)", "7", "2.5 kB", "3 MB", "50 ms", "2 ms"):
-        assert part in shown
+    assert shown == {
+        "cache": "mpcache 0.2",
+        "tokens": "512",
+        "layers": "1",
+        "protocol": "dealer",
+        "network": "local",
+        "seconds": "200 ms",
+        "least to most": "100 ms to 400 ms",
+        "rounds": "7",
+        "sent": "2.5 kB",
+        "dealt": "3 MB",
+        "dealer": "50 ms",
+        "plaintext": "2 ms",
+    }
     emulated = next(row for row in rows if row["emulated"])
-    assert "20,100 (emulated)" in tables.cells(emulated)
+    assert "20,100 (emulated)" in tables.cells(emulated).values()
     assert "cores" in tables.caption(rows)
+    assert "layers 1;" in tables.caption(rows)
 
 
 def test_the_readme_is_filled_between_its_markers(
@@ -101,7 +113,7 @@ def test_the_readme_is_filled_between_its_markers(
     assert text.startswith(f"before\n{begin}\n| operator |")
     assert text.endswith(f"\n{end}\nafter\n")
     assert "old" not in text
-    assert "| relu 8192 | dealer | local | 200 ms" in text
+    assert "| relu 8192 | 200 ms | 100 ms to 400 ms | 7 |" in text
     readme.write(tmp_path, page)
     assert page.read_text() == text  # nothing grows
     page.write_text("no markers")

@@ -21,6 +21,7 @@ from mpcache.parties.dial import Address, Endpoint, meet
 from mpcache.parties.handshake import Hello
 from mpcache.parties.link import ENDED, Broken, Link, hang_up
 from mpcache.parties.names import peer_name
+from mpcache.parties.waiting import wait_until
 from mpcache.protocols.channel import DTYPES, MAX_DIMS, Header, Spec
 from mpcache.protocols.ledger import Ledger
 
@@ -109,6 +110,7 @@ class Wires:
         if self._ended:
             raise MpcacheError(f"no exchange {label!r}: the wires {self._ended}")
         ready = {peer: [_sendable(t, label) for t in tensors] for peer, tensors in send.items()}
+        clock = time.monotonic()  # the tensors are ready: what follows is the transport's own time
         sent: Specs = {peer: tuple(map(Spec.of, tensors)) for peer, tensors in ready.items()}
         wanted: Specs = {peer: tuple(specs) for peer, specs in receive.items()}
         for specs in (sent, wanted):
@@ -118,7 +120,7 @@ class Wires:
         out = True
         for peer, tensors in ready.items():
             link = self._links[peer]
-            link.send(Header(step, time.monotonic(), label, sent[peer]), tensors)
+            link.send(Header(step, clock, label, sent[peer]), tensors)
             out &= self._push(link, label)
         received = {
             peer: self._links[peer].expect(Header(step, 0.0, label, specs))
@@ -126,10 +128,11 @@ class Wires:
         }
         if not (out and self._pull_each(wanted, label)):
             self._duplex(label, [self._links[peer] for peer in {**sent, **wanted}])
-        if self.emulated and wanted:
-            due = max(self._links[peer].due() for peer in wanted)
-            time.sleep(max(0.0, due - time.monotonic()))
         self.ledger.record(label, sent, wanted, time.perf_counter() - began)
+        if self.emulated and wanted:
+            began = time.perf_counter()
+            wait_until(max(self._links[peer].due() for peer in wanted))
+            self.ledger.entry().wait_seconds += time.perf_counter() - began
         return received
 
     def _validate(self, frames: Specs, label: str) -> None:

@@ -36,9 +36,10 @@ check: setup
 # Pieces of a run between two processes; the tables of the README are written from the lines.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/mpcache bench
 bench: setup
-	$(BENCH) decode --contexts 512,1024,2048
+	$(BENCH) decode
 	$(BENCH) decode --protocols crypten --repeat 2 --out runs/bench/crypten.jsonl
 	$(BENCH) decode --networks lan,wan --repeat 3 --out runs/bench/networks.jsonl
+	$(BENCH) decode --contexts 512,768,1024,1536,2048,3072,4096 --repeat 5 --out runs/bench/scaling.jsonl
 	$(BENCH) prefill --contexts 64,128
 	$(BENCH) ops
 	$(BENCH) readme

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from mpcache.benchmarking import scaling
 from mpcache.report import tables
 
 Row = dict[str, Any]
@@ -82,6 +83,8 @@ def screen(rows: Sequence[Row]) -> Table:
     for row in rows:
         shown = cells(row)
         table.add_row(*(escape(shown[name]) for name in columns))
+    for sentence in scaling.sentences(rows):
+        table.caption = f"{table.caption}\n{escape(sentence)}"
     return table
 
 
@@ -92,4 +95,5 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         shown = cells(row)
         lines.append("| " + " | ".join(shown[name] for name in columns) + " |")
-    return "\n".join(lines) + "\n\n" + caption(rows)
+    said = "".join(f"\n- {sentence}" for sentence in scaling.sentences(rows))
+    return "\n".join(lines) + "\n\n" + caption(rows) + (f"\n{said}" if said else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import socket
 import statistics
@@ -76,7 +77,7 @@ def _streamed(megabytes: int) -> Callable[[Wires], list[float]]:
             else:
                 wires.exchange("stream", {}, {0: [Spec.of(frame)]})
             arrived.append(time.perf_counter())
-        return [b - a for a, b in zip(arrived, arrived[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(arrived)]
 
     return program
 

@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check bench runs format clean
+.PHONY: setup demo test check bench runs bench-peers format clean
 
 setup: $(READY)
 
@@ -50,6 +50,16 @@ runs: setup
 	$(BIN)/mpcache launch --config full-cache --report runs/bench-full-cache
 	$(BIN)/mpcache launch --config crypten-baseline --report runs/bench-crypten-baseline
 	$(BIN)/mpcache report runs/bench-mpcache runs/bench-full-cache runs/bench-crypten-baseline
+
+# SPU in an environment of its own, beside the lines of `make bench`.
+PEERS := .venv-peers
+bench-peers: setup
+	test -x $(PEERS)/bin/python || python3.11 -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet spu==0.9.5 'jax[cpu]'
+	mkdir -p runs/peers/ours
+	$(PEERS)/bin/python benchmarks/peers/spu_peer.py > runs/peers/spu.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/mpcache bench ops --protocols crypten --repeat 2 --out runs/peers/ours/crypten-ops.jsonl
+	$(BIN)/python benchmarks/peers/table.py --write benchmarks/peers/README.md
 
 format: setup
 	$(BIN)/ruff check --fix .

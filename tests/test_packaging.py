@@ -55,7 +55,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
 def test_what_cannot_be_resolved_is_no_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {"demo", "cuda", "serve", "dev"} <= set(extras)
+    assert {"demo", "eval", "cuda", "serve", "dev"} <= set(extras)
     listed = " ".join([*project["dependencies"], *(" ".join(extra) for extra in extras.values())])
     assert "crypten" not in listed
     assert "smollm2" not in listed

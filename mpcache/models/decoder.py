@@ -85,6 +85,14 @@ def forward(
     machine: Machine, model: Model, tokens: Value, start: int, count: int, cache: KeyValueCache
 ) -> Value:
     """Logits [1, vocab] after `count` new tokens at positions from `start` on."""
+    x = embedded(machine, model, tokens, start, count)
+    for layer in range(model.spec.layers):
+        x = decoder_layer(machine, model, layer, x, start, cache)
+    return logits_of(machine, model, x[count - 1 : count])
+
+
+def embedded(machine: Machine, model: Model, tokens: Value, start: int, count: int) -> Value:
+    """What the first layer reads [tokens, hidden], for `count` positions from `start` on."""
     spec, weights = model.spec, model.weights
     with machine.scope("embed"):
         x = embed(machine, tokens, weights["embed.tokens"])
@@ -93,10 +101,13 @@ def forward(
         if spec.positions == "learned":
             first = start + spec.position_offset
             x = x + weights["embed.positions"][first : first + count]
-    for layer in range(spec.layers):
-        x = decoder_layer(machine, model, layer, x, start, cache)
+    return x
+
+
+def logits_of(machine: Machine, model: Model, x: Value) -> Value:
+    """Logits [tokens, vocab] of what the last layer wrote [tokens, hidden]."""
+    spec, weights = model.spec, model.weights
     with machine.scope("head"):
-        x = x[count - 1 : count]
         if spec.final_norm:
             x = _norm(machine, model, "final.norm", x)
         if "final.project" in weights:

@@ -82,9 +82,14 @@ def write_config(folder: Path, config: RunConfig) -> None:
 
 
 def write_json(folder: Path, report: dict[str, Any]) -> None:
-    """Save the report as JSON; a number that is not finite becomes null."""
-    text = json.dumps(_finite(report), indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / REPORT, text + "\n")
+    """Save the report of a run."""
+    write_json_to(folder / REPORT, report)
+
+
+def write_json_to(path: Path, values: dict[str, Any]) -> None:
+    """Save plain values as JSON; a number that is not finite becomes null."""
+    text = json.dumps(_finite(values), indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomic(path, text + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,94 @@
+"""Charts as PNG and SVG."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpcache.errors import UsageError
+
+Row = Mapping[str, Any]
+MARKERS = "osD^vP*X<>hdp"
+
+
+def require() -> None:
+    """Raises UsageError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("charts need matplotlib; run: pip install 'mpcache[eval]'")
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    from matplotlib import pyplot
+
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    for one in paths:
+        figure.savefig(one, dpi=150)
+    pyplot.close(figure)
+    return paths
+
+
+def _styles(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each policy."""
+    names = list(dict.fromkeys(row["policy"] for row in rows))
+    return {name: (f"C{i % 10}", MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+
+
+def over_budget(rows: Sequence[Row], value: str, title: str, label: str, path: Path) -> list[Path]:
+    """A line a policy over its budgets, with standard errors; the full cache as a level."""
+    rows = [row for row in rows if row.get(value) is not None]
+    figure, axes = _axes(title, "budget, percent of the prompt's tokens", label)
+    for name, (colour, marker) in _styles(rows).items():
+        own = [row for row in rows if row["policy"] == name]
+        if name == "full":
+            axes.axhline(own[0][value], color="0.4", linestyle="--", label="full")
+            continue
+        budgets, values = [row["budget"] for row in own], [row[value] for row in own]
+        errors = [row.get(f"{value}_error") or 0.0 for row in own]
+        axes.errorbar(budgets, values, errors, color=colour, marker=marker, capsize=2, label=name)
+    budgets = sorted({row["budget"] for row in rows if row["policy"] != "full"})
+    if budgets:
+        axes.set_xscale("log")
+        axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+        axes.minorticks_off()
+    if rows:
+        axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def over_price(
+    rows: Sequence[Row], price: str, value: str, front: str, title: str, labels: tuple[str, str],
+    path: Path,
+) -> list[Path]:  # fmt: skip
+    """A point for each policy and budget, the Pareto front joined by a line."""
+    rows = [row for row in rows if row.get(value) is not None and row.get(price) is not None]
+    figure, axes = _axes(title, *labels)
+    for name, (colour, marker) in _styles(rows).items():
+        own = [row for row in rows if row["policy"] == name]
+        axes.scatter(
+            [row[price] for row in own], [row[value] for row in own], color=colour, marker=marker,
+            label=name, zorder=3,
+        )  # fmt: skip
+        for row in own:
+            axes.annotate(
+                f"{row['budget']:g}", (row[price], row[value]), xytext=(4, 4),
+                textcoords="offset points", fontsize=7,
+            )  # fmt: skip
+    best = sorted((row[price], row[value]) for row in rows if row.get(front))
+    if best:
+        axes.plot(*zip(*best, strict=True), color="0.4", linewidth=1, label="Pareto front")
+        axes.legend(fontsize="small")
+    return _save(figure, path)

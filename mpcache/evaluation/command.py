@@ -1,0 +1,142 @@
+"""`mpcache eval`: accuracy of cache policies on real text, in plaintext, priced for MPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mpcache.evaluation.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure what cache policies do to a model's answers on real text; nothing is secret.",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder of the results; a run that stopped goes on there.")]
+Model = Annotated[str, typer.Option(help="A name from `mpcache models`, or a folder.")]
+Weights = Annotated[str, typer.Option(help="auto, required or synthetic.")]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(help="A UTF-8 file; repeatable. Else Python's language reference."),
+]
+Policies = Annotated[str | None, typer.Option(help="Names, with commas between; all by default.")]
+Budgets = Annotated[str, typer.Option(help="Percent of the prompt's tokens, commas between.")]
+Context = Annotated[int, typer.Option(help="Tokens of a window.")]
+Decode = Annotated[int, typer.Option(help="How many of them are decoded one by one.")]
+Windows = Annotated[int, typer.Option(help="Windows of text.")]
+Keys = Annotated[int, typer.Option("--keys", help="Hidden passkeys, each at its own depth.")]
+Seed = Annotated[int, typer.Option(min=0, help="Which windows and keys; synthetic weights.")]
+Arithmetic = Annotated[str, typer.Option(help="float, or fixed: rounded as the parties' numbers.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Lanes = Annotated[int, typer.Option(help="Caches that decode beside each other; takes memory.")]
+
+OUT = Path("runs/eval")
+BUDGETS = "5,10,20,50"
+
+
+def _settings(**given: Any) -> Settings:
+    from mpcache.evaluation.settings import Settings, parse_budgets, parse_policies
+
+    given["policies"] = parse_policies(given["policies"])
+    given["budgets"] = parse_budgets(given["budgets"])
+    given["texts"] = tuple(given.pop("text") or ())
+    return Settings(**given)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _run(task: str, **given: Any) -> None:
+    settings = _settings(**given)
+    from mpcache.evaluation import runner
+
+    runner.run(task, settings, _console())
+
+
+@app.command()
+def perplexity(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    windows: Windows = 8,
+    context: Context = 1024,
+    decode: Decode = 128,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Perplexity over the full cache's: the end of each window decoded token by token."""
+    _run("perplexity", **locals())
+
+
+@app.command()
+def passkey(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    keys: Keys = 20,
+    context: Context = 1024,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Five digits hidden in a prompt: are they found after the prompt has been evicted from?"""
+    given = locals()
+    _run("passkey", windows=given.pop("keys"), decode=1, **given)
+
+
+@app.command()
+def recall(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    windows: Windows = 4,
+    context: Context = 1024,
+    decode: Decode = 64,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    out: Out = OUT,
+) -> None:
+    """Share of the full cache's attention that lies on what a policy attends to."""
+    _run("recall", **locals())
+
+
+@app.command()
+def agreement(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    windows: Windows = 8,
+    context: Context = 1024,
+    decode: Decode = 128,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Share of the full cache's greedy tokens that a policy would choose as well."""
+    _run("agreement", **locals())

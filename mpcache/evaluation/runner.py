@@ -1,0 +1,274 @@
+"""Windows one by one, skipping what is there; then summary, table and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mpcache import __version__
+from mpcache.errors import UsageError
+from mpcache.evaluation import charts, tables, tasks
+from mpcache.evaluation.fixed import FixedMachine
+from mpcache.evaluation.lanes import Engine
+from mpcache.evaluation.recall import recall
+from mpcache.evaluation.settings import Settings, cells
+from mpcache.evaluation.store import Cell, Result, Store, Subject
+from mpcache.evaluation.summary import HEADLINE, summarise
+from mpcache.evaluation.tasks import Key, Say
+from mpcache.evaluation.texts import Text, Windows, load_text
+from mpcache.eviction.base import Policy
+from mpcache.models.decoder import load_weights
+from mpcache.models.registry import Source, find
+from mpcache.protocols.operation import PlainMachine
+from mpcache.protocols.setting import Setting
+from mpcache.report.console import print_warnings
+from mpcache.report.files import write_atomic, write_json_to
+from mpcache.report.machine import describe_machine
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Measure = Callable[
+    [Engine, int, Mapping[Key, Policy], Say], Iterator[dict[Key, Result]]
+]  # engine, window, policies
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task, ready to run: everything that can be wrong with its input has been checked."""
+
+    task: str
+    settings: Settings
+    source: Source
+    text: Text
+    prompt_tokens: int
+    new_tokens: int
+    measure: Measure
+
+    @property
+    def subject(self) -> Subject:
+        settings = self.settings
+        return Subject(
+            model=self.source.spec.name,
+            weights=self.source.origin,
+            text=self.text.digest,
+            context=settings.context,
+            decode=self.new_tokens,
+            seed=settings.seed,
+            arithmetic=settings.arithmetic,
+        )
+
+
+def prepare(task: str, settings: Settings) -> Job:
+    """Check the input of a task and cut the text.
+
+    Raises:
+        UsageError: an option, the text or the model does not do.
+    """
+    charts.require()
+    settings.check()
+    text = load_text(settings.texts)
+    source = find(settings.model, settings.weights, settings.seed)
+    source.check()
+    settings.check_model(source, settings.context + EXTRA[task])
+    return JOBS[task](settings, source, text)
+
+
+def _perplexity(settings: Settings, source: Source, text: Text) -> Job:
+    length = settings.context + 1
+    windows = Windows(source.tokenizer(), text, length, settings.windows, settings.seed)
+
+    def measure(
+        engine: Engine, window: int, policies: Mapping[Key, Policy], say: Say
+    ) -> Iterator[dict[Key, Result]]:
+        return tasks.perplexity(
+            engine, windows[window], settings.decode, policies, settings.lanes, say
+        )
+
+    prompt = settings.context - settings.decode
+    return Job("perplexity", settings, source, text, prompt, settings.decode, measure)
+
+
+def _agreement(settings: Settings, source: Source, text: Text) -> Job:
+    prompt = settings.context - settings.decode
+    windows = Windows(source.tokenizer(), text, prompt, settings.windows, settings.seed)
+
+    def measure(
+        engine: Engine, window: int, policies: Mapping[Key, Policy], say: Say
+    ) -> Iterator[dict[Key, Result]]:
+        return tasks.agreement(
+            engine, windows[window], settings.decode, policies, settings.lanes, say
+        )
+
+    return Job("agreement", settings, source, text, prompt, settings.decode, measure)
+
+
+def _recall(settings: Settings, source: Source, text: Text) -> Job:
+    codec = source.tokenizer()
+    windows = Windows(codec, text, settings.context, settings.windows, settings.seed)
+
+    def measure(
+        engine: Engine, window: int, policies: Mapping[Key, Policy], say: Say
+    ) -> Iterator[dict[Key, Result]]:
+        return recall(engine, windows[window], settings.decode, policies, say)
+
+    prompt = settings.context - settings.decode
+    return Job("recall", settings, source, text, prompt, settings.decode, measure)
+
+
+def _passkey(settings: Settings, source: Source, text: Text) -> Job:
+    codec = source.tokenizer()
+    needed = tasks.passkey_tokens(codec)
+    if settings.context <= needed:
+        raise UsageError(
+            f"--context {settings.context}: the passkey's own text has {needed} tokens; give more"
+        )
+    fillers = Windows(codec, text, settings.context, settings.windows, settings.seed)
+
+    def measure(
+        engine: Engine, window: int, policies: Mapping[Key, Policy], say: Say
+    ) -> Iterator[dict[Key, Result]]:
+        filler = fillers[window][len(codec.empty) :]
+        hidden = tasks.hide(codec, filler, settings.context, window, settings.seed)
+        return tasks.passkey(engine, codec, hidden, policies, settings.lanes, say)
+
+    return Job(
+        "passkey", settings, source, text, settings.context, tasks.ANSWER_TOKENS - 1, measure
+    )
+
+
+EXTRA = {"perplexity": 0, "agreement": 0, "recall": 0, "passkey": tasks.ANSWER_TOKENS}
+JOBS: dict[str, Callable[[Settings, Source, Text], Job]] = {
+    "perplexity": _perplexity,
+    "passkey": _passkey,
+    "recall": _recall,
+    "agreement": _agreement,
+}
+
+
+def engine_of(settings: Settings, source: Source) -> Engine:
+    """The model's weights on the machine that the arithmetic asks for."""
+    kind = FixedMachine if settings.arithmetic == "fixed" else PlainMachine
+    machine = kind(Setting(suite="dealer"), settings.device)
+    with torch.inference_mode():
+        return Engine(machine, load_weights(machine, source.spec, source.lazy()))
+
+
+def run(task: str, settings: Settings, console: Console) -> dict[str, Any]:
+    """Measure what is missing, and write the summary, the table and the charts.
+
+    Raises:
+        UsageError: a mistake in the input; nothing was started.
+    """
+    job = prepare(task, settings)
+    policies = cells(settings.policies, settings.budgets, job.prompt_tokens)
+    counts = {key: _counts(policy, job) for key, policy in policies.items()}
+    with Store(settings.out) as store:
+        if job.source.notice:
+            print_warnings(console, [job.source.notice])
+        missing = {
+            window: {
+                key: policy
+                for key, policy in policies.items()
+                if _at(job, key, window) not in store
+            }
+            for window in range(settings.windows)
+        }
+        missing = {window: some for window, some in missing.items() if some}
+        _measure(job, store, missing, counts, console)
+        summary = summarise_job(job, store, list(policies))
+    publish(job, summary, console)
+    return summary
+
+
+def _at(job: Job, key: Key, window: int) -> Cell:
+    return Cell(job.task, job.subject, key[0], key[1], window)
+
+
+def _counts(policy: Policy, job: Job) -> dict[str, float]:
+    """Public token counts: stored after the prompt, and attended to in a step on average."""
+    budget = policy.budget(job.prompt_tokens, job.new_tokens + 1)
+    return {"stored": budget.static, "attended": sum(budget.dynamic) / len(budget.dynamic)}
+
+
+def _measure(
+    job: Job,
+    store: Store,
+    missing: Mapping[int, Mapping[Key, Policy]],
+    counts: Mapping[Key, Mapping[str, float]],
+    console: Console,
+) -> None:
+    total = sum(len(some) for some in missing.values())
+    done = job.settings.windows * len(counts) - total
+    if done:
+        console.print(f"{done} of {done + total} measurements are there already")
+    if not total:
+        return
+    with console.status("loading the model"):
+        engine = engine_of(job.settings, job.source)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(job.task, total=total)
+        for number, (window, policies) in enumerate(missing.items(), 1):
+
+            def say(what: str, number: int = number) -> None:
+                progress.update(bar, description=f"window {number} of {len(missing)}: {what}")
+
+            for results in job.measure(engine, window, policies, say):
+                store.add(
+                    {
+                        _at(job, key, window): {**counts[key], **result}
+                        for key, result in results.items()
+                    }
+                )
+                progress.advance(bar, len(results))
+    if isinstance(engine.machine, FixedMachine) and engine.machine.saturated:
+        print_warnings(console, [f"{engine.machine.saturated} values left the ring's range"])
+
+
+def summarise_job(job: Job, store: Store, keys: Sequence[Key]) -> dict[str, Any]:
+    """The summary of the windows and policies that were asked for."""
+    every = [_at(job, key, window) for key in keys for window in range(job.settings.windows)]
+    wanted = {cell: store.results[cell] for cell in every}
+    warnings = []
+    if job.source.kind == "synthetic":
+        warnings.append("synthetic weights: these figures say nothing about a trained model")
+    return {
+        "version": __version__,
+        "task": job.task,
+        "subject": asdict(job.subject),
+        "text": job.text.origin,
+        "machine": describe_machine(),
+        "warnings": warnings,
+        "rows": summarise(wanted, job.task, job.subject),
+    }
+
+
+def publish(job: Job, summary: dict[str, Any], console: Console) -> None:
+    """Write `<task>.json`, `.md`, `.png` and `.svg`, and show the table."""
+    out, task, rows = job.settings.out, job.task, summary["rows"]
+    write_json_to(out / f"{task}.json", summary)
+    write_atomic(out / f"{task}.md", tables.page(task, summary))
+    value, label = HEADLINE[task]
+    title = f"{summary['subject']['model']}, {summary['subject']['context']} tokens"
+    charts.over_budget(rows, value, title, label, out / task)
+    show(console, task, *tables.task_rows(task, rows))
+    print_warnings(console, summary["warnings"])
+    console.print(f"written: {escape(str(out / task))}.md, .json, .png, .svg", soft_wrap=True)
+
+
+def show(
+    console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    table = Table(title=escape(title), title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)

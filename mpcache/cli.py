@@ -64,7 +64,7 @@ PromptFile = Annotated[
 ]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Tokens to generate.")]
 Protocol = Annotated[str | None, typer.Option(help="The protocol suite: dealer or crypten.")]
-Cache = Annotated[str | None, typer.Option(help="The cache policy: mpcache or full.")]
+Cache = Annotated[str | None, typer.Option(help="The cache policy; see `mpcache policies`.")]
 Network = Annotated[
     str | None, typer.Option(help="local, lan, wan, wan-slow, or RTT,MBPS to emulate.")
 ]

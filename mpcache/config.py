@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mpcache.errors import UsageError
+from mpcache.eviction.names import POLICY_NAMES
 
 AVAILABLE_PROTOCOLS = ("dealer", "crypten")
 PRESETS: dict[str, tuple[float, float]] = {  # name -> (rtt_ms, mbps); 0 mbps is unlimited
@@ -49,7 +50,12 @@ class RingConfig(_Section):
 class CacheConfig(_Section):
     """What the key/value cache keeps; the policies are in `mpcache.eviction`."""
 
-    policy: Literal["mpcache", "full"] = Field("mpcache", description="mpcache or full")
+    policy: str = Field("mpcache", description=f"one of {', '.join(POLICY_NAMES)}")
+    keep: Share = Field(
+        0.2,
+        description="the share of prompt tokens that policies other than mpcache attend to,"
+        " over 0 and at most 1",
+    )
     clusters: tuple[int, int] = Field(
         (32, 16),
         strict=False,
@@ -75,6 +81,13 @@ class CacheConfig(_Section):
     summary: Literal["extrema", "mean"] = Field("mean", description="extrema or mean")
     gather: Literal["scores", "kv"] = Field("scores", description="scores or kv")
     per_head: bool = Field(True, description="true or false: each query head chooses for itself")
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in POLICY_NAMES:
+            raise ValueError("no such policy")
+        return name
 
     @field_validator("clusters")
     @classmethod

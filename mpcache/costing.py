@@ -68,7 +68,7 @@ class Quick:
 
 def quick(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Quick:
     """Count the first layer of each kind, and multiply."""
-    policy = policy_of(config)
+    policy = policy_of(config, prompt_tokens)
     first: dict[int, int] = {}
     for layer in range(spec.layers):
         first.setdefault(policy.layer_kind(layer), layer)

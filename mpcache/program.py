@@ -12,7 +12,7 @@ import torch
 from mpcache.config import RunConfig
 from mpcache.errors import MpcacheError
 from mpcache.eviction.base import Policy
-from mpcache.eviction.registry import make_policy
+from mpcache.eviction.registry import configured
 from mpcache.generation import Generation, Request, generate
 from mpcache.models.decoder import load_weights
 from mpcache.models.spec import ModelSpec
@@ -52,9 +52,9 @@ def setting_of(config: RunConfig) -> Setting:
     )
 
 
-def policy_of(config: RunConfig) -> Policy:
-    """The cache policy of a run."""
-    return make_policy(config.cache.policy, **config.cache.model_dump(exclude={"policy"}))
+def policy_of(config: RunConfig, prompt_tokens: int) -> Policy:
+    """The cache policy of a run on a prompt of `prompt_tokens`."""
+    return configured(config.cache.policy, prompt_tokens, config.cache.model_dump())
 
 
 class Twin:
@@ -82,7 +82,13 @@ class Twin:
             keep_logits=True,
         )
         with torch.inference_mode():
-            return generate(self.machine, self.model, policy_of(self.config), request, on_token)
+            return generate(
+                self.machine,
+                self.model,
+                policy_of(self.config, request.prompt_tokens),
+                request,
+                on_token,
+            )
 
 
 def predict(
@@ -144,7 +150,7 @@ def _walk(
     if walked is not None:
         model = replace(model, spec=replace(spec, layers=walked))
     request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
-    generate(machine, model, policy_of(config), request)
+    generate(machine, model, policy_of(config, request.prompt_tokens), request)
 
 
 def run_secure(
@@ -174,7 +180,7 @@ def run_secure(
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors)
         request = Request(prompt, count, config.max_new_tokens, keep_logits=config.verify)
-        return generate(machine, model, policy_of(config), request, on_token)
+        return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
 
 
 def _suite(config: RunConfig, wires: Wires, dealt: Dealt | None, stack: ExitStack) -> Suite:
@@ -236,5 +242,5 @@ def kept_of(result: Generation) -> dict[str, list[int]]:
 
 def expected_kept(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> dict[str, list[int]]:
     """The counts that the policy's budget asks for, in the form of `kept_of`."""
-    budget = policy_of(config).budget(prompt_tokens, config.max_new_tokens)
+    budget = policy_of(config, prompt_tokens).budget(prompt_tokens, config.max_new_tokens)
     return {"static": [budget.static] * spec.layers, "dynamic": list(budget.dynamic)}

@@ -76,7 +76,7 @@ def test_a_stronger_layer_replaces_the_prompt(written: Any, tmp_path: Path) -> N
         ("", ["cache.sink=-1"], ("cache.sink", "0 or more")),
         ("", ["cache.clusters=[32, 15]"], ("cache.clusters", "does not divide")),
         ("", ["cache.clusters=[32]"], ("cache.clusters", "two sizes")),
-        ("", ["cache=h2o"], ("cache.policy", "h2o", "mpcache or full")),
+        ("", ["cache=h3o"], ("cache.policy", "h3o", "one of full, ")),
         ("parties: 1", [], ("parties: 1", "2 or 3", "run.yaml")),
         ("parties: 4", [], ("parties: 4", "2 or 3")),
         ("", ["parties=true"], ("parties", "2 or 3")),

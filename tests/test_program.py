@@ -168,7 +168,7 @@ def test_settings_follow_the_configuration() -> None:
     settings = config(3, MPCACHE, owner=2, client=0, ring={"frac": 18})
     setting = setting_of(settings)
     assert (setting.world, setting.owner, setting.client, setting.frac) == (3, 2, 0, 18)
-    policy = policy_of(settings)
+    policy = policy_of(settings, 13)
     assert {name: getattr(policy, name) for name in MPCACHE if name != "policy"} == {
         name: value for name, value in MPCACHE.items() if name != "policy"
     }

@@ -71,11 +71,6 @@ class Lane:
     logits: torch.Tensor
 
 
-def alters_prefill(policy: Policy) -> bool:
-    """Whether the policy changes what the prompt's tokens attend to."""
-    return bool(getattr(policy, "alters_prefill", False))
-
-
 class Engine:
     """A model on a plaintext machine, with prefills to share and lanes to decode in."""
 
@@ -97,7 +92,7 @@ class Engine:
         """
         prompt_tokens = len(prefill.ids)
         cache = policy.start(self.model.spec, prompt_tokens, new_tokens)
-        if alters_prefill(policy):
+        if policy.alters_prefill:
             logits = self._forward(prefill.ids, cache)
         else:
             logits = prefill.logits

@@ -73,9 +73,22 @@ class Cache(ABC):
 
 
 class Policy(ABC):
-    """A cache policy. Implementations are frozen dataclasses, one file each."""
+    """A cache policy. Implementations are frozen dataclasses, one file each.
+
+    Attributes:
+        paper: who proposed it, and where.
+        meaning: what its budget counts.
+        leaks: what it makes public beyond the lengths of prompt and answer.
+        oblivious: whether it runs on shares; else in plaintext only.
+        alters_prefill: whether the prompt's tokens attend to other than all before them.
+    """
 
     name: ClassVar[str]
+    paper: ClassVar[str]
+    meaning: ClassVar[str]
+    leaks: ClassVar[str]
+    oblivious: ClassVar[bool] = True
+    alters_prefill: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

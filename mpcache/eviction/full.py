@@ -16,6 +16,9 @@ class Full(Policy):
     """No eviction and no selection; leaks nothing but the lengths."""
 
     name: ClassVar[str] = "full"
+    paper: ClassVar[str] = "no eviction"
+    meaning: ClassVar[str] = "none: every token is stored and attended to"
+    leaks: ClassVar[str] = "nothing"
 
     @classmethod
     def at(cls, budget_tokens: int, prompt_tokens: int) -> Full:

@@ -81,6 +81,9 @@ class MPCache(Policy):
     gather: Literal["scores", "kv"] = "scores"
     per_head: bool = True
     name: ClassVar[str] = "mpcache"
+    paper: ClassVar[str] = "MPCache: Zeng et al., NeurIPS 2025, arXiv 2501.06807"
+    meaning: ClassVar[str] = "tokens in the clusters that a decode step attends to"
+    leaks: ClassVar[str] = "how many tokens and clusters are kept, which the configuration says"
 
     @classmethod
     def at(cls, budget_tokens: int, prompt_tokens: int) -> MPCache:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mpcache.errors import UsageError
 from mpcache.eviction.base import Policy
 from mpcache.eviction.full import Full
-from mpcache.eviction.mpcache import MPCache
+from mpcache.eviction.mpcache import MPCache, share_of
+from mpcache.eviction.names import POLICY_NAMES
 
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Full, MPCache)}
 
@@ -25,9 +27,19 @@ def make_policy(name: str, **options: Any) -> Policy:
     return kind(**{key: value for key, value in options.items() if key in fields})
 
 
+def configured(name: str, prompt_tokens: int, options: Mapping[str, Any]) -> Policy:
+    """The policy that a configuration's section `cache` asks for.
+
+    `mpcache` reads the section's fields; the others attend to the share `keep` of the prompt.
+    """
+    if name == MPCache.name:
+        return make_policy(name, **options)
+    return policy_at(name, max(1, share_of(options["keep"], prompt_tokens)), prompt_tokens)
+
+
 def policy_names() -> list[str]:
     """All policies, in the order in which they are shown."""
-    return list(POLICIES)
+    return list(POLICY_NAMES)
 
 
 def policy_at(name: str, budget_tokens: int, prompt_tokens: int) -> Policy:

@@ -31,7 +31,7 @@ def test_within_the_declared_bound_of_two_parties(
     request = Request(
         PROMPT, len(PROMPT), settings.max_new_tokens, forced=client.ids, keep_logits=True
     )
-    fixed = generate(machine, model, policy_of(settings), request)
+    fixed = generate(machine, model, policy_of(settings, len(PROMPT)), request)
     exact = Twin(settings, spec, weights(spec)).generate(PROMPT, forced=client.ids)
     assert fixed.ids == client.ids and machine.saturated == 0
     for opened, got, plain in zip(client.logits, fixed.logits, exact.logits, strict=True):
@@ -69,7 +69,7 @@ def test_fewer_bits_move_the_logits_further() -> None:
         machine = FixedMachine(Setting(frac=frac))
         request = Request(PROMPT, len(PROMPT), 3, forced=[5, 9, 1], keep_logits=True)
         model = load_weights(machine, spec, weights(spec))
-        got = generate(machine, model, policy_of(config(2)), request)
+        got = generate(machine, model, policy_of(config(2), len(PROMPT)), request)
         pairs = zip(got.logits, exact.logits, strict=True)
         errors.append(max(float((a - b).abs().max()) for a, b in pairs))
     assert errors[0] < errors[1] / 4 and errors[1] < errors[2] / 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_lanes_must_stand_together() -> None:
 def test_a_policy_that_alters_the_prefill_runs_it() -> None:
     @dataclass(frozen=True)
     class Blind(Full):
-        alters_prefill = True
+        alters_prefill: ClassVar[bool] = True
 
         def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Any:
             cache = super().start(spec, prompt_tokens, new_tokens)

@@ -101,5 +101,5 @@ def test_policies_by_name() -> None:
         "full": "full",
         "mpcache": "mpcache",
     }
-    with pytest.raises(UsageError, match="'h2o' is unknown; choose one of full, mpcache"):
-        make_policy("h2o")
+    with pytest.raises(UsageError, match="'h3o' is unknown; choose one of full, "):
+        make_policy("h3o")

@@ -81,6 +81,11 @@ class CacheConfig(_Section):
     summary: Literal["extrema", "mean"] = Field("mean", description="extrema or mean")
     gather: Literal["scores", "kv"] = Field("scores", description="scores or kv")
     per_head: bool = Field(True, description="true or false: each query head chooses for itself")
+    most_clusters: int = Field(
+        64,
+        ge=4,
+        description="a number of fine clusters, 4 or more, above which they double in size",
+    )
 
     @field_validator("policy")
     @classmethod

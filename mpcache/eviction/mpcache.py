@@ -8,7 +8,7 @@ tokens were evicted or chosen: choices are one-hot matrices on shares.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -67,6 +67,8 @@ class MPCache(Policy):
         gather: choose among scores, and spread the weights over all values; or (the paper's) gather
             keys and values first. The same result.
         per_head: each query head chooses for itself; else the heads of a group choose together.
+        most_clusters: cluster sizes double until the stored prompt has so many fine ones at most:
+            the comparisons grow with the square of their number.
     """
 
     clusters: tuple[int, int] = (32, 16)
@@ -80,6 +82,7 @@ class MPCache(Policy):
     summary: Literal["extrema", "mean"] = "mean"
     gather: Literal["scores", "kv"] = "scores"
     per_head: bool = True
+    most_clusters: int = 64
     name: ClassVar[str] = "mpcache"
     paper: ClassVar[str] = "MPCache: Zeng et al., NeurIPS 2025, arXiv 2501.06807"
     meaning: ClassVar[str] = "tokens in the clusters that a decode step attends to"
@@ -110,15 +113,22 @@ class MPCache(Policy):
         kept = tokens - (fine - 2 - picks) * small if selects else tokens
         return Choice(tokens, fine, coarse, picks, coarse_picks, selects, kept)
 
+    def sized(self, prompt_tokens: int) -> MPCache:
+        """The policy with the cluster sizes for a prompt; they stay while tokens are added."""
+        (big, small), stored = self.clusters, self.static_kept(prompt_tokens)
+        while math.ceil(stored / small) > self.most_clusters:
+            big, small = 2 * big, 2 * small
+        return replace(self, clusters=(big, small))
+
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
-        static = self.static_kept(prompt_tokens)
+        static, sized = self.static_kept(prompt_tokens), self.sized(prompt_tokens)
         steps = range(1, new_tokens)
-        return Budget(static, tuple(self.choice(static + step).kept for step in steps))
+        return Budget(static, tuple(sized.choice(static + step).kept for step in steps))
 
     def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Cache:
-        stored = self.static_kept(prompt_tokens)
-        selects = any(self.choice(stored + step).selects for step in range(1, new_tokens))
-        return MPCacheCache(spec, self, selects)
+        stored, sized = self.static_kept(prompt_tokens), self.sized(prompt_tokens)
+        selects = any(sized.choice(stored + step).selects for step in range(1, new_tokens))
+        return MPCacheCache(spec, sized, selects)
 
     def layer_kind(self, layer: int) -> int:
         return int(not self.selects_itself(layer))

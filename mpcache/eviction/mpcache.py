@@ -25,7 +25,7 @@ from mpcache.protocols.softmax import attend, attention, scores_of
 SIMILARITY = {"magnitude": 21, "keep": 10}
 # Means of scores, summed over a group.
 MEAN_SCORE = {"magnitude": 8, "keep": 10}
-OBSERVED = 0.2  # share of the prompt's last queries that judge importance
+OBSERVED = 0.2  # the paper's share of the prompt's last queries that judge importance
 
 
 def share_of(share: float, count: int) -> int:
@@ -67,6 +67,9 @@ class MPCache(Policy):
         gather: choose among scores, and spread the weights over all values; or (the paper's) gather
             keys and values first. The same result.
         per_head: each query head chooses for itself; else the heads of a group choose together.
+        observe: how many of the prompt's last queries judge importance; 0 for the paper's fifth.
+            The last ones ask the question, and the fewer they are the less a prefill costs.
+        least: tokens that are attended to however short the prompt, as whole clusters.
         most_clusters: cluster sizes double until the stored prompt has so many fine ones at most:
             the comparisons grow with the square of their number.
     """
@@ -74,14 +77,16 @@ class MPCache(Policy):
     clusters: tuple[int, int] = (32, 16)
     alpha: float = 0.6
     static_keep: float = 0.9
-    coarse_keep: float = 0.5
-    dynamic_keep: float = 0.6
+    coarse_keep: float = 1.0
+    dynamic_keep: float = 0.2
     sink: int = 4
     recent: int = 16
-    share_layers: bool = True
+    share_layers: bool = False
     summary: Literal["extrema", "mean"] = "mean"
     gather: Literal["scores", "kv"] = "scores"
     per_head: bool = True
+    observe: int = 16
+    least: int = 0
     most_clusters: int = 64
     name: ClassVar[str] = "mpcache"
     paper: ClassVar[str] = "MPCache: Zeng et al., NeurIPS 2025, arXiv 2501.06807"
@@ -94,6 +99,10 @@ class MPCache(Policy):
         stored = cls().static_kept(prompt_tokens)
         return cls(dynamic_keep=min(1.0, budget_tokens / stored))
 
+    def observed(self, prompt_tokens: int) -> int:
+        """Queries at the prompt's end that judge importance."""
+        return min(self.observe or share_of(OBSERVED, prompt_tokens), prompt_tokens)
+
     def static_kept(self, prompt_tokens: int) -> int:
         """Tokens kept after prefill."""
         wanted = max(share_of(self.static_keep, prompt_tokens), self.sink + self.recent)
@@ -103,7 +112,8 @@ class MPCache(Policy):
         """The selection among `tokens` stored tokens, the newest included."""
         big, small = self.clusters
         coarse, fine = math.ceil(tokens / big), math.ceil(tokens / small)
-        picks = max(share_of(self.dynamic_keep, fine), 2) - 2
+        wanted = max(share_of(self.dynamic_keep, fine), math.ceil(self.least / small), 2)
+        picks = wanted - 2
         coarse_picks = max(share_of(self.coarse_keep, coarse), 2) - 2
         middle = max(coarse - 2, 0)
         coarse_picks = min(coarse_picks, middle)
@@ -156,7 +166,7 @@ class MPCacheCache(Cache):
         tokens = keys.shape[1]
         mask = causal_mask(tokens, keys)
         context, probabilities = attention(
-            machine, queries, keys, values, mask, share_of(OBSERVED, tokens)
+            machine, queries, keys, values, mask, self.policy.observed(tokens)
         )
         with machine.scope("evict"):
             importance = probabilities.sum(2).sum(1).sum(0)

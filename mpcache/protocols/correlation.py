@@ -361,22 +361,23 @@ class Signs(Borrow):
 
 
 class PairSigns(Signs):
-    """Sign tests of x_first - x_second for public pairs of the last dimension [n].
+    """Sign tests of x_i - x_j for all pairs i < j of the last dimension [n], row by row.
 
     r hides each x once; the difference of two hides the difference of theirs. So only n elements
     are opened, however many pairs there are.
     """
 
-    def __init__(
-        self, shape: Shape, pairs: tuple[torch.Tensor, torch.Tensor], bits: int, width: int = 64
-    ) -> None:
-        super().__init__((*shape[:-1], len(pairs[0])), bits, width)
-        self.bits, self.pairs = bits, pairs
+    def __init__(self, shape: Shape, bits: int, width: int = 64) -> None:
+        super().__init__((*shape[:-1], math.comb(shape[-1], 2)), bits, width)
+        self.bits = bits
         self.pieces = (Piece("r", shape, bits=bits), *self.pieces[1:])
 
     def differences(self, hidden: torch.Tensor) -> torch.Tensor:
-        first, second = (hidden.index_select(-1, places) for places in self.pairs)
-        return (first - second) & ((1 << self.bits) - 1)
+        """[..., n] -> [..., pairs], on the correlation's bits."""
+        size = hidden.shape[-1]
+        first, second = torch.triu_indices(size, size, 1)
+        between = hidden.index_select(-1, first) - hidden.index_select(-1, second)
+        return between & ((1 << self.bits) - 1)
 
     def complete(self, whole: Pieces) -> Pieces:
         return super().complete({**whole, "r": self.differences(whole["r"])})

@@ -312,28 +312,20 @@ class DealerSuite(Suite):
         return Secret(result + flipped if self.rank == 0 else result, 0)
 
     def pairs_negative(
-        self,
-        x: Secret,
-        pairs: tuple[torch.Tensor, torch.Tensor],
-        magnitude: int = 15,
-        keep: int = 16,
-        width: int = 64,
+        self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
     ) -> Secret:
-        """[x_first < x_second] for public pairs of the last dimension [n], as [..., pairs].
+        """[x_i < x_j] for all pairs i < j of the last dimension [n], row by row: [..., pairs].
 
-        As `negative` on the differences, but x is cut to 2^-keep first, so that all results agree
-        on one order, and y = x + r is opened for n elements: a pair's is a difference of two.
-
-        Args:
-            pairs: places of the first and of the second elements.
-            magnitude: differences stay below 2^magnitude.
+        As `negative` on the differences, |x_i - x_j| < 2^magnitude, but x is cut to 2^-keep first,
+        so that all results agree on one order, and y = x + r is opened for n elements: a pair's
+        is a difference of two.
         """
         drop = max(0, x.frac - keep)
         bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
-        correlation = PairSigns(tuple(x.shape), pairs, bits, width)
+        correlation = PairSigns(tuple(x.shape), bits, width)
         made = self._borrow(x, drop, bits, correlation)
         if made is None:
-            return self._made((*x.shape[:-1], len(pairs[0])), 0)
+            return self._made(correlation.shape, 0)
         (value,), y, _ = made
         flipped = (y >> (bits - 1)) & 1
         result = value * (1 - 2 * flipped)

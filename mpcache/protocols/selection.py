@@ -38,8 +38,8 @@ class Rank(Operation):
     def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        first, second = torch.triu_indices(size, size, 1)
-        losses = suite.pairs_negative(x, (first, second), **bits)
+        first, second = torch.triu_indices(size, size, 1, device=x.share.device)
+        losses = suite.pairs_negative(x, **bits)
         ranks = losses.pour(first, size) - losses.pour(second, size)
         return machine.shift(ranks, torch.arange(size, dtype=torch.float64))
 

@@ -140,3 +140,41 @@ def agreement(
 ) -> None:
     """Share of the full cache's greedy tokens that a policy would choose as well."""
     _run("agreement", **locals())
+
+
+@app.command()
+def pareto(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    windows: Windows = 8,
+    keys: Keys = 20,
+    context: Context = 1024,
+    decode: Decode = 128,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Perplexity and passkeys against the price of a token on shares; runs what --out lacks."""
+    given = locals()
+    count = given.pop("keys")
+    settings = _settings(**given)
+    from mpcache.evaluation import pareto as task
+
+    task.run(settings, count, _console())
+
+
+@app.command()
+def readme(
+    source: Annotated[Path, typer.Option("--from", help="Folder that `eval pareto` wrote.")] = OUT,
+    file: Annotated[Path, typer.Option(help="Markdown file with the markers.")] = Path("README.md"),
+) -> None:
+    """Write the table of `eval pareto` between its markers in the README, its chart to docs/."""
+    from mpcache.evaluation.readme import write
+
+    for path in write(source, file):
+        typer.echo(f"written: {path}")

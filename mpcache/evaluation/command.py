@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpcache.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,6 +50,17 @@ def _settings(**given: Any) -> Settings:
     given["budgets"] = parse_budgets(given["budgets"])
     given["texts"] = tuple(given.pop("text") or ())
     return Settings(**given)
+
+
+def _counted(keys: int) -> int:
+    """`keys`, which the tasks read as windows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if keys < 1:
+        raise UsageError(f"--keys {keys}: expected 1 or more")
+    return keys
 
 
 def _console() -> Console:
@@ -100,7 +113,7 @@ def passkey(
 ) -> None:
     """Five digits hidden in a prompt: are they found after the prompt has been evicted from?"""
     given = locals()
-    _run("passkey", windows=given.pop("keys"), decode=1, **given)
+    _run("passkey", windows=_counted(given.pop("keys")), decode=1, **given)
 
 
 @app.command()
@@ -161,7 +174,7 @@ def pareto(
 ) -> None:
     """Perplexity and passkeys against the price of a token on shares; runs what --out lacks."""
     given = locals()
-    count = given.pop("keys")
+    count = _counted(given.pop("keys"))
     settings = _settings(**given)
     from mpcache.evaluation import pareto as task
 

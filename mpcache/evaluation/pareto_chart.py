@@ -68,21 +68,25 @@ def _panel(
     axes.spines[["top", "right"]].set_visible(False)
     for name, (colour, marker) in styles.items():
         own = [row for row in rows if row["policy"] == name]
-        x, y = [row[price] / unit for row in own], [row[measure] for row in own]
-        errors = [row[f"{measure}_error"] or 0.0 for row in own]
-        ahead = [price in row["front"][measure] for row in own]
-        axes.errorbar(
-            x, y, errors, color=colour, linewidth=0.8, elinewidth=0.6, alpha=0.35, zorder=2
-        )
-        axes.scatter(
-            x, y, marker=marker, color=[colour if a else "white" for a in ahead],
-            edgecolors=colour, s=[64 if a else 34 for a in ahead], linewidths=1.2, zorder=4,
+        axes.plot(
+            [row[price] / unit for row in own], [row[measure] for row in own], color=colour,
+            linewidth=0.8, alpha=0.35, zorder=2,
         )  # fmt: skip
-        axes.scatter([], [], marker=marker, color=colour, label=name)
+        for ahead in (False, True):
+            some = [row for row in own if (price in row["front"][measure]) is ahead]
+            x, y = [row[price] / unit for row in some], [row[measure] for row in some]
+            axes.plot(
+                x, y, marker, color=colour, markerfacecolor=colour if ahead else "white",
+                markersize=8 if ahead else 5.5, zorder=4,
+            )  # fmt: skip
+            if ahead and some:
+                errors = [row[f"{measure}_error"] or 0.0 for row in some]
+                axes.errorbar(x, y, errors, fmt="none", ecolor=colour, elinewidth=0.9, zorder=3)
+        axes.plot([], [], marker, color=colour, markersize=8, label=name)
     best = sorted((row[price] / unit, row[measure]) for row in rows if price in
                   row["front"][measure])  # fmt: skip
     axes.plot(*zip(*best, strict=True), color="black", linewidth=1.4, linestyle=(0, (4, 2)),
-              label=FRONT, zorder=3)  # fmt: skip
+              drawstyle="steps-post", label=FRONT, zorder=3)  # fmt: skip
 
 
 def _ratio_ticks(axes: Any, rows: Sequence[Row]) -> None:

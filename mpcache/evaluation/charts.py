@@ -41,7 +41,7 @@ def drawing() -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context({"svg.hashsalt": "mpcache", "path.simplify": True}):
+    with matplotlib.rc_context({"svg.hashsalt": "mpcache", "svg.fonttype": "none"}):
         yield
 
 

@@ -182,6 +182,37 @@ def pareto(
 
 
 @app.command()
+def longbench(
+    data: Annotated[Path, typer.Option(help="Folder of LongBench's or XSUM's *.jsonl.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="Files by name without .jsonl, commas between; all else.")
+    ] = None,
+    records: Annotated[int, typer.Option(help="Of each file, from its top; 0 for all.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Of an answer at most; 0 for the published number.")
+    ] = 0,
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    context: Annotated[int, typer.Option(help="Tokens of prompt and answer at most.")] = 2048,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Questions on long texts from files that you have: answers scored as LongBench does."""
+    names = () if tasks is None else tuple(dict.fromkeys(n.strip() for n in tasks.split(",")))
+    settings = _settings(
+        policies=policies, budgets=budgets, windows=records, context=context, model=model,
+        weights=weights, text=None, arithmetic=arithmetic, device=device, lanes=lanes, out=out,
+    )  # fmt: skip
+    from mpcache.evaluation import longbench as task
+
+    task.run(settings, data, names, max_new_tokens, _console())
+
+
+@app.command()
 def readme(
     source: Annotated[Path, typer.Option("--from", help="Folder that `eval pareto` wrote.")] = OUT,
     file: Annotated[Path, typer.Option(help="Markdown file with the markers.")] = Path("README.md"),

@@ -69,6 +69,7 @@ _WASTE = {
     r"<!--[^>]*-->": "",
     r'<g id="[^"]*">': "<g>",  # no style or link reads them
     r"; stroke-linejoin: (?:miter|round)": "",
+    r"font-family: [^;\"]*": "font-family: 'DejaVu Sans', Verdana, sans-serif",
     r"\n\s*": "\n",
 }
 # Coordinates of what is drawn; a scale keeps its digits.

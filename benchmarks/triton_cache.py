@@ -1,6 +1,6 @@
 """The clustered cache's kernels on a GPU, beside torch and its own attention; medians.
 
-    python benchmarks/triton_cache.py [--tokens 1024,8192,32768] [--keep 0.1] [--repeats 50] [--json F]
+    python benchmarks/triton_cache.py [--tokens 1024,8192] [--keep 0.1] [--repeats 50] [--json F]
 
 One decode step of one layer: queries of one token, keys and values stored. ``sdpa full`` attends
 to every token with torch's fused attention, ``sdpa gathered`` gathers the chosen clusters first
@@ -132,9 +132,11 @@ def main() -> None:
                 print(f"| {name} | {tokens:,} | {way} | {value * 1e6:.1f} | {ratio:.2f} |")
                 rows.append({"operation": name, "tokens": tokens, "way": way, "seconds": value})
     machine = {**describe_machine(), "gpu": torch.cuda.get_device_name()}
-    print(f"\n{options.heads} heads, {options.group} queries each, head_dim {options.head_dim},"
-          f" clusters of {options.size}, {options.keep:.0%} of them, {options.dtype};"
-          f" medians of {options.repeats} on {machine['gpu']}, torch {machine['torch']}.")  # fmt: skip
+    print(
+        f"\n{options.heads} heads, {options.group} queries each, head_dim {options.head_dim},"
+        f" clusters of {options.size}, {options.keep:.0%} of them, {options.dtype};"
+        f" medians of {options.repeats} on {machine['gpu']}, torch {machine['torch']}."
+    )
     if options.json:
         shown = {name: value for name, value in vars(options).items() if name != "json"}
         content = {"machine": machine, "options": shown, "rows": rows}

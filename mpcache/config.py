@@ -68,19 +68,32 @@ class CacheConfig(_Section):
         0.9, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
     )
     coarse_keep: Share = Field(
-        0.5, description="the share of coarse clusters kept in a step, over 0 and at most 1"
+        1.0, description="the share of coarse clusters kept in a step, over 0 and at most 1"
     )
     dynamic_keep: Share = Field(
-        0.6, description="the share of fine clusters kept in a step, over 0 and at most 1"
+        0.2, description="the share of fine clusters kept in a step, over 0 and at most 1"
+    )
+    least: int = Field(
+        64, ge=0, description="a number of tokens attended to in any case, 0 or more"
+    )
+    observe: int = Field(
+        16,
+        ge=0,
+        description="a number of last queries that judge importance, or 0 for a fifth of them",
     )
     sink: int = Field(4, ge=0, description="a number of first tokens that always stay, 0 or more")
     recent: int = Field(16, ge=0, description="a number of last tokens that always stay, 0 or more")
     share_layers: bool = Field(
-        True, description="true or false: layers (2,3), (4,5), ... share one selection"
+        False, description="true or false: layers (2,3), (4,5), ... share one selection"
     )
     summary: Literal["extrema", "mean"] = Field("mean", description="extrema or mean")
     gather: Literal["scores", "kv"] = Field("scores", description="scores or kv")
     per_head: bool = Field(True, description="true or false: each query head chooses for itself")
+    most_clusters: int = Field(
+        64,
+        ge=4,
+        description="a number of fine clusters, 4 or more, above which they double in size",
+    )
 
     @field_validator("policy")
     @classmethod

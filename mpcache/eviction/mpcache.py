@@ -8,7 +8,7 @@ tokens were evicted or chosen: choices are one-hot matrices on shares.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -25,7 +25,7 @@ from mpcache.protocols.softmax import attend, attention, scores_of
 SIMILARITY = {"magnitude": 21, "keep": 10}
 # Means of scores, summed over a group.
 MEAN_SCORE = {"magnitude": 8, "keep": 10}
-OBSERVED = 0.2  # share of the prompt's last queries that judge importance
+OBSERVED = 0.2  # the paper's share of the prompt's last queries that judge importance
 
 
 def share_of(share: float, count: int) -> int:
@@ -67,19 +67,27 @@ class MPCache(Policy):
         gather: choose among scores, and spread the weights over all values; or (the paper's) gather
             keys and values first. The same result.
         per_head: each query head chooses for itself; else the heads of a group choose together.
+        observe: how many of the prompt's last queries judge importance; 0 for the paper's fifth.
+            The last ones ask the question, and the fewer they are the less a prefill costs.
+        least: tokens that are attended to however short the prompt, as whole clusters.
+        most_clusters: cluster sizes double until the stored prompt has so many fine ones at most:
+            the comparisons grow with the square of their number.
     """
 
     clusters: tuple[int, int] = (32, 16)
     alpha: float = 0.6
     static_keep: float = 0.9
-    coarse_keep: float = 0.5
-    dynamic_keep: float = 0.6
+    coarse_keep: float = 1.0
+    dynamic_keep: float = 0.2
     sink: int = 4
     recent: int = 16
-    share_layers: bool = True
+    share_layers: bool = False
     summary: Literal["extrema", "mean"] = "mean"
     gather: Literal["scores", "kv"] = "scores"
     per_head: bool = True
+    observe: int = 16
+    least: int = 0
+    most_clusters: int = 64
     name: ClassVar[str] = "mpcache"
     paper: ClassVar[str] = "MPCache: Zeng et al., NeurIPS 2025, arXiv 2501.06807"
     meaning: ClassVar[str] = "tokens in the clusters that a decode step attends to"
@@ -91,6 +99,10 @@ class MPCache(Policy):
         stored = cls().static_kept(prompt_tokens)
         return cls(dynamic_keep=min(1.0, budget_tokens / stored))
 
+    def observed(self, prompt_tokens: int) -> int:
+        """Queries at the prompt's end that judge importance."""
+        return min(self.observe or share_of(OBSERVED, prompt_tokens), prompt_tokens)
+
     def static_kept(self, prompt_tokens: int) -> int:
         """Tokens kept after prefill."""
         wanted = max(share_of(self.static_keep, prompt_tokens), self.sink + self.recent)
@@ -100,7 +112,8 @@ class MPCache(Policy):
         """The selection among `tokens` stored tokens, the newest included."""
         big, small = self.clusters
         coarse, fine = math.ceil(tokens / big), math.ceil(tokens / small)
-        picks = max(share_of(self.dynamic_keep, fine), 2) - 2
+        wanted = max(share_of(self.dynamic_keep, fine), math.ceil(self.least / small), 2)
+        picks = wanted - 2
         coarse_picks = max(share_of(self.coarse_keep, coarse), 2) - 2
         middle = max(coarse - 2, 0)
         coarse_picks = min(coarse_picks, middle)
@@ -110,15 +123,22 @@ class MPCache(Policy):
         kept = tokens - (fine - 2 - picks) * small if selects else tokens
         return Choice(tokens, fine, coarse, picks, coarse_picks, selects, kept)
 
+    def sized(self, prompt_tokens: int) -> MPCache:
+        """The policy with the cluster sizes for a prompt; they stay while tokens are added."""
+        (big, small), stored = self.clusters, self.static_kept(prompt_tokens)
+        while math.ceil(stored / small) > self.most_clusters:
+            big, small = 2 * big, 2 * small
+        return replace(self, clusters=(big, small))
+
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
-        static = self.static_kept(prompt_tokens)
+        static, sized = self.static_kept(prompt_tokens), self.sized(prompt_tokens)
         steps = range(1, new_tokens)
-        return Budget(static, tuple(self.choice(static + step).kept for step in steps))
+        return Budget(static, tuple(sized.choice(static + step).kept for step in steps))
 
     def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Cache:
-        stored = self.static_kept(prompt_tokens)
-        selects = any(self.choice(stored + step).selects for step in range(1, new_tokens))
-        return MPCacheCache(spec, self, selects)
+        stored, sized = self.static_kept(prompt_tokens), self.sized(prompt_tokens)
+        selects = any(sized.choice(stored + step).selects for step in range(1, new_tokens))
+        return MPCacheCache(spec, sized, selects)
 
     def layer_kind(self, layer: int) -> int:
         return int(not self.selects_itself(layer))
@@ -146,7 +166,7 @@ class MPCacheCache(Cache):
         tokens = keys.shape[1]
         mask = causal_mask(tokens, keys)
         context, probabilities = attention(
-            machine, queries, keys, values, mask, share_of(OBSERVED, tokens)
+            machine, queries, keys, values, mask, self.policy.observed(tokens)
         )
         with machine.scope("evict"):
             importance = probabilities.sum(2).sum(1).sum(0)

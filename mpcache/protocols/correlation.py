@@ -292,7 +292,7 @@ class Borrow(Correlation):
         last: int = 2,
         width: int = 64,
     ) -> None:
-        self.cut, self.words, self.near = layout(low, last), words, near
+        self.shape, self.cut, self.words, self.near = shape, layout(low, last), words, near
         pieces = [Piece("r", shape, bits=bits)]
         digits = (self.cut.digits, *shape)
         pieces.append(Piece("less", digits, corrected=True, exclusive=True))
@@ -358,6 +358,29 @@ class Signs(Borrow):
 
     def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
         return [(r >> self.cut.bits) & 1 ^ borrow]
+
+
+class PairSigns(Signs):
+    """Sign tests of x_i - x_j for all pairs i < j of the last dimension [n], row by row.
+
+    r hides each x once; the difference of two hides the difference of theirs. So only n elements
+    are opened, however many pairs there are.
+    """
+
+    def __init__(self, shape: Shape, bits: int, width: int = 64) -> None:
+        super().__init__((*shape[:-1], math.comb(shape[-1], 2)), bits, width)
+        self.bits = bits
+        self.pieces = (Piece("r", shape, bits=bits), *self.pieces[1:])
+
+    def differences(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., n] -> [..., pairs], on the correlation's bits."""
+        size = hidden.shape[-1]
+        first, second = torch.triu_indices(size, size, 1)
+        between = hidden.index_select(-1, first) - hidden.index_select(-1, second)
+        return between & ((1 << self.bits) - 1)
+
+    def complete(self, whole: Pieces) -> Pieces:
+        return super().complete({**whole, "r": self.differences(whole["r"])})
 
 
 class Positive(Borrow):

@@ -26,6 +26,7 @@ from mpcache.protocols.correlation import (
     Lookup,
     MaskedProduct,
     OneHot,
+    PairSigns,
     Pieces,
     Positive,
     Signs,
@@ -310,6 +311,26 @@ class DealerSuite(Suite):
         result = value * (1 - 2 * flipped)
         return Secret(result + flipped if self.rank == 0 else result, 0)
 
+    def pairs_negative(
+        self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
+    ) -> Secret:
+        """[x_i < x_j] for all pairs i < j of the last dimension [n], row by row: [..., pairs].
+
+        As `negative` on the differences, |x_i - x_j| < 2^magnitude, but x is cut to 2^-keep first,
+        so that all results agree on one order, and y = x + r is opened for n elements: a pair's
+        is a difference of two.
+        """
+        drop = max(0, x.frac - keep)
+        bits = min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
+        correlation = PairSigns(tuple(x.shape), bits, width)
+        made = self._borrow(x, drop, bits, correlation)
+        if made is None:
+            return self._made(correlation.shape, 0)
+        (value,), y, _ = made
+        flipped = (y >> (bits - 1)) & 1
+        result = value * (1 - 2 * flipped)
+        return Secret(result + flipped if self.rank == 0 else result, 0)
+
     def positive(self, x: Secret, magnitude: int = 15) -> Secret:
         """max(x, 0) for |x| < 2^magnitude, brought to the setting's fractional bits on the way.
 
@@ -439,9 +460,9 @@ class DealerSuite(Suite):
         The bits below `drop` are cut off first.
         """
         pieces = self.draw(correlation)
-        cut, shape, narrow = correlation.cut, tuple(x.shape), _narrow(bits)
+        cut, shape, narrow = correlation.cut, correlation.shape, _narrow(bits)
         if self.hollow:
-            self.swap("compare", [Spec(shape, narrow)], list)
+            self.swap("compare", [Spec(tuple(x.shape), narrow)], list)
             for groups in cut.levels:
                 self.swap("node", [Spec((len(joined(groups)), *shape), torch.uint8)], list)
             self.swap("last", [Spec(shape, torch.uint8)], list)
@@ -449,6 +470,8 @@ class DealerSuite(Suite):
         own = logical_shift(x.share, drop) if drop else x.share
         (y,) = self._open("compare", [(own + pieces["r"]).to(narrow)])
         y = y.to(torch.int64) & ((1 << bits) - 1)
+        if isinstance(correlation, PairSigns):
+            y = correlation.differences(y)
         low = y & ((1 << cut.bits) - 1)
         digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
         less = list((pieces["less"] >> digits) & 1)

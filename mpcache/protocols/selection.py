@@ -16,8 +16,9 @@ class Rank(Operation):
 
     Of two equal elements the earlier one wins, so ranks are a permutation. On shares: all
     n (n - 1) / 2 comparisons in one batch, then public sums. Exact, but for elements that `bits`
-    does not tell apart: see `Suite.negative`. With `width` (a dealer's option) the shares count
-    modulo 2^width.
+    does not tell apart: see `Suite.negative`. With a dealer elements are cut before they are
+    compared, so that ranks are a permutation even then, and with `width` the shares count modulo
+    2^width.
     """
 
     name = "rank"
@@ -33,6 +34,14 @@ class Rank(Operation):
         wins = at_least(machine, x.take(first), x.take(second), **bits)
         ranks = wins.pour(second, size) - wins.pour(first, size)
         return machine.shift(ranks, torch.arange(size - 1, -1, -1, dtype=torch.float64))
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
+        suite, size = machine.suite, x.shape[-1]
+        assert isinstance(suite, DealerSuite)
+        first, second = torch.triu_indices(size, size, 1, device=x.share.device)
+        losses = suite.pairs_negative(x, **bits)
+        ranks = losses.pour(first, size) - losses.pour(second, size)
+        return machine.shift(ranks, torch.arange(size, dtype=torch.float64))
 
 
 class TopK(Operation):

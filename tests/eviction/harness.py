@@ -120,7 +120,7 @@ def shown(policy: Policy) -> Policy:
 def reference_of(policy: mpcache.MPCache) -> Reference:
     names = (
         "clusters", "alpha", "static_keep", "coarse_keep", "dynamic_keep", "sink", "recent",
-        "share_layers", "summary",
+        "share_layers", "summary", "observe", "least", "most_clusters",
     )  # fmt: skip
     return Reference(**{name: getattr(policy, name) for name in names})
 
@@ -176,6 +176,9 @@ policies = st.builds(
     recent=st.integers(0, 4),
     share_layers=st.booleans(),
     summary=st.sampled_from(["extrema", "mean"]),
+    observe=st.sampled_from([0, 1, 3, 16]),
+    least=st.sampled_from([0, 0, 7]),
+    most_clusters=st.sampled_from([4, 9, 64]),
 )
 
 

@@ -33,10 +33,14 @@ class Reference:
     recent: int
     share_layers: bool
     summary: str
+    observe: int
+    least: int
+    most_clusters: int
     keys: dict[int, list[Rows]] = field(default_factory=dict)  # layer -> head -> token
     values: dict[int, list[Rows]] = field(default_factory=dict)
     chosen: list[list[int]] = field(default_factory=list)  # positions by head, of the last choice
     margin: float = float("inf")
+    sizes: tuple[int, int] = (0, 0)  # of clusters, once the prompt is known
 
     def best(self, scores: dict[int, float], count: int) -> list[int]:
         """The `count` candidates of the greatest scores."""
@@ -53,7 +57,8 @@ class Reference:
         """Store what static eviction keeps, and return the kept positions."""
         heads, group, tokens, _ = queries.shape
         importance = [0.0] * tokens
-        for row in range(tokens - share_of(0.2, tokens), tokens):
+        judges = min(self.observe or share_of(0.2, tokens), tokens)
+        for row in range(tokens - judges, tokens):
             for head in range(heads):
                 for member in range(group):
                     seen = weights(queries[head, member, row], list(keys[head, : row + 1]))
@@ -68,6 +73,9 @@ class Reference:
             best = self.best({token: importance[token] for token in middle}, wanted)
             ends = [*range(self.sink), *range(tokens - self.recent, tokens)]
             positions = sorted(ends + best)
+        self.sizes = self.clusters
+        while -(-len(positions) // self.sizes[1]) > self.most_clusters:
+            self.sizes = self.sizes[0] * 2, self.sizes[1] * 2
         self.keys[layer] = [[keys[head, i] for i in positions] for head in range(heads)]
         self.values[layer] = [[values[head, i] for i in positions] for head in range(heads)]
         return positions
@@ -98,11 +106,11 @@ class Reference:
 
     def choose(self, query: torch.Tensor, keys: Rows) -> list[int]:
         """Positions that one head attends to."""
-        big, small = self.clusters
+        big, small = self.sizes
         tokens = range(len(keys))
         coarse = [tokens[i : i + big] for i in range(0, len(keys), big)]
         fine = [tokens[i : i + small] for i in range(0, len(keys), small)]
-        wanted = max(share_of(self.dynamic_keep, len(fine)), 2)
+        wanted = max(share_of(self.dynamic_keep, len(fine)), -(-self.least // small), 2)
         middle = range(1, len(coarse) - 1)
         inner = max(share_of(self.coarse_keep, len(coarse)), 2) - 2
         scores = {i: self.similarity(query, [keys[t] for t in coarse[i]]) for i in middle}

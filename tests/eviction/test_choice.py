@@ -52,7 +52,8 @@ def test_a_choice_is_possible_and_within_budget(policy: MPCache, tokens: int) ->
     assert 0 < choice.kept <= tokens
     assert choice.picks >= 0 and choice.coarse_picks >= 0
     if choice.selects:
-        assert choice.picks + 2 <= max(share_of(policy.dynamic_keep, choice.fine), 2)
+        least = -(-policy.least // policy.clusters[1])
+        assert choice.picks + 2 <= max(share_of(policy.dynamic_keep, choice.fine), least, 2)
         assert choice.coarse_picks <= max(choice.coarse - 2, 0)
 
 
@@ -62,8 +63,25 @@ def test_counts_are_exact_in_decimals() -> None:
         policy = MPCache(static_keep=share, dynamic_keep=share, sink=0, recent=0, clusters=(1, 1))
         assert policy.static_kept(tokens) == share_of(share, tokens), (share, tokens)
         if tokens > 2:
-            want = max(share_of(share, tokens), 2)
-            assert policy.choice(tokens).kept == min(want, max(share_of(0.5, tokens), 2))
+            assert policy.choice(tokens).kept == max(share_of(share, tokens), 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sizes"), [(17, (8, 4)), (64, (8, 4)), (65, (16, 8)), (129, (32, 16))]
+)
+def test_clusters_double_for_long_prompts(tokens: int, sizes: tuple[int, int]) -> None:
+    policy = MPCache((8, 4), static_keep=1.0, most_clusters=16)
+    assert policy.sized(tokens).clusters == sizes
+    # they stay as they are while tokens are added
+    sized = policy.sized(tokens)
+    counts = tuple(sized.choice(tokens + step).kept for step in range(1, 9))
+    assert policy.budget(tokens, 9).dynamic == counts
+
+
+@pytest.mark.parametrize(("tokens", "attended"), [(33, 33), (40, 36), (100, 36), (1000, 200)])
+def test_short_prompts_keep_the_least(tokens: int, attended: int) -> None:
+    policy = MPCache((8, 4), static_keep=1.0, least=35, most_clusters=999)
+    assert policy.choice(tokens).kept == attended
 
 
 @pytest.mark.parametrize(
@@ -74,9 +92,11 @@ def test_sink_and_recent_are_kept_of_short_prompts(tokens: int, kept: int) -> No
 
 
 def test_budgets_are_counts() -> None:
-    policy = MPCache(coarse_keep=1.0)  # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
+    policy = MPCache(dynamic_keep=0.6)  # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
     assert policy.budget(250, 3) == Budget(225, (8 * 16 + 226 - 224, 8 * 16 + 227 - 224))
-    policy = MPCache()  # 4 of 8 coarse clusters: with the last one's, 7 fine ones
+    policy = MPCache(
+        coarse_keep=0.5, dynamic_keep=0.6
+    )  # 4 of 8 coarse clusters: with the last one's, 7 fine ones
     assert policy.budget(250, 3) == Budget(225, (6 * 16 + 226 - 224, 6 * 16 + 227 - 224))
     assert policy.budget(250, 1) == Budget(225, ())
     assert Full().budget(63, 4) == Budget(63, (64, 65, 66))

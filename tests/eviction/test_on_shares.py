@@ -67,8 +67,9 @@ def check(policy: Policy, activations: Activations, world: int) -> None:
 
 CASES = {
     # 24 of 29 tokens stay
-    "two levels": MPCache((8, 4), static_keep=0.8, dynamic_keep=0.5, sink=1, recent=2),
-    "mean": MPCache((8, 4), static_keep=0.8, dynamic_keep=0.5, sink=1, recent=2, summary="mean"),
+    "two levels": MPCache((8, 4), 0.6, 0.8, 0.5, 0.5, 1, 2, True, "extrema"),
+    "mean": MPCache((8, 4), 0.6, 0.8, 0.5, 0.5, 1, 2, True),
+    "doubled": MPCache((4, 2), 0.6, 0.8, 1.0, 0.5, sink=1, recent=2, observe=3, most_clusters=6),
     "ends only": MPCache((8, 4), coarse_keep=0.1, dynamic_keep=0.1, sink=2, recent=2),
     "no middle coarse": MPCache((12, 4), coarse_keep=0.1, dynamic_keep=0.5, sink=2, recent=2),
     "one level": MPCache((8, 4), coarse_keep=1.0, dynamic_keep=0.4, sink=2, recent=2),

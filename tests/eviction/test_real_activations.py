@@ -58,8 +58,8 @@ def activations() -> Activations:
 @pytest.mark.parametrize(
     "policy",
     [
-        MPCache(static_keep=0.75, dynamic_keep=0.4, clusters=(16, 8)),
-        MPCache(static_keep=0.6, dynamic_keep=0.3, clusters=(32, 16), summary="mean"),
+        MPCache((16, 8), 0.6, 0.75, 0.5, 0.4, share_layers=True, summary="extrema", observe=0),
+        MPCache((32, 16), 0.6, 0.6, 0.5, 0.3, share_layers=True),
         MPCache(coarse_keep=0.7, dynamic_keep=0.5, clusters=(12, 3), share_layers=False),
     ],
     ids=["extrema", "mean", "unshared"],

@@ -35,7 +35,7 @@ OPT_350M = replace(OPT, name="tiny-350m", norm_first=False, final_norm=False, em
 SPECS = {"llama": LLAMA, "opt": OPT, "opt-350m": OPT_350M}
 MPCACHE = {
     "policy": "mpcache", "clusters": (4, 2), "static_keep": 0.75, "dynamic_keep": 0.5, "sink": 1,
-    "recent": 2,
+    "recent": 2, "least": 0,
 }  # fmt: skip
 FULL = {"policy": "full"}
 PROMPT = [5, 17, 36, 0, 2, 2, 30, 11, 8, 21, 9, 14, 3]

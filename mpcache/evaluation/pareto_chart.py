@@ -39,6 +39,7 @@ def draw(result: Mapping[str, Any], path: Path) -> list[Path]:
         for axes, (label, _) in zip(grid[-1], PANELS.values(), strict=True):
             axes.set_xlabel(label)
         _ratio_ticks(grid[0][0], rows)
+        grid[1][0].set_ylim(-0.06, 1.12)
         handles, labels = grid[0][0].get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: labels[i] == FRONT)
         figure.legend(

@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check bench runs bench-peers format clean
+.PHONY: setup demo test check bench eval runs bench-peers format clean
 
 setup: $(READY)
 
@@ -43,6 +43,11 @@ bench: setup
 	$(BENCH) prefill --contexts 64,128
 	$(BENCH) ops
 	$(BENCH) readme
+
+# Accuracy of every cache policy against its price on shares; what runs/eval has is not run again.
+eval: setup
+	$(BIN)/mpcache eval pareto --out runs/eval
+	$(BIN)/mpcache eval readme --from runs/eval
 
 # One prompt through each cache and the stock baseline, all processes; one page of them all.
 runs: setup

@@ -12,6 +12,7 @@ from typing import Any
 
 from mpcache.calibration import Load, loads_of
 from mpcache.config import RunConfig
+from mpcache.eviction.base import Policy
 from mpcache.models.spec import ModelSpec
 from mpcache.program import policy_of, predict
 from mpcache.protocols.ledger import Entry, Prediction, Work, worked
@@ -66,14 +67,20 @@ class Quick:
         return loads_of(totals, decode_steps)
 
 
-def quick(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Quick:
-    """Count the first layer of each kind, and multiply."""
-    policy = policy_of(config, prompt_tokens)
+def quick(
+    config: RunConfig, spec: ModelSpec, prompt_tokens: int, policy: Policy | None = None
+) -> Quick:
+    """Count the first layer of each kind, and multiply.
+
+    Args:
+        policy: instead of the configuration's.
+    """
+    policy = policy or policy_of(config, prompt_tokens)
     first: dict[int, int] = {}
     for layer in range(spec.layers):
         first.setdefault(policy.layer_kind(layer), layer)
     walked = max(first.values()) + 1
-    prediction = predict(config, spec, prompt_tokens, walked=walked)
+    prediction = predict(config, spec, prompt_tokens, walked=walked, policy=policy)
     copies = {layer: first[policy.layer_kind(layer)] for layer in range(walked, spec.layers)}
     ranks = tuple(_spread(ledger.entries, copies) for ledger in prediction.ranks)
     return Quick(ranks, _spread_work(prediction, copies))

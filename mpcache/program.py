@@ -97,12 +97,14 @@ def predict(
     prompt_tokens: int,
     on_enter: Callable[[str], None] | None = None,
     walked: int | None = None,
+    policy: Policy | None = None,
 ) -> Prediction:
     """What every party of the run sends, from walking the same text without data.
 
     Args:
         on_enter: called with every scope's path; what it raises ends the walk.
         walked: through how many layers tokens go; all if None. Setup has them all.
+        policy: instead of the configuration's.
     """
     prediction = Prediction(config.parties)
     prediction.on_enter = on_enter
@@ -116,7 +118,7 @@ def predict(
         else:
             suite = CountingCrypten(setting, prediction)
             suite.seeds()
-    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens, walked)
+    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens, walked, policy)
     return prediction
 
 
@@ -143,6 +145,7 @@ def _walk(
     machine: SecureMachine,
     prompt_tokens: int,
     walked: int | None = None,
+    policy: Policy | None = None,
 ) -> None:
     """The whole run without data."""
     with machine.scope("setup"):
@@ -150,7 +153,7 @@ def _walk(
     if walked is not None:
         model = replace(model, spec=replace(spec, layers=walked))
     request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
-    generate(machine, model, policy_of(config, request.prompt_tokens), request)
+    generate(machine, model, policy or policy_of(config, request.prompt_tokens), request)
 
 
 def run_secure(

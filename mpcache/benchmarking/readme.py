@@ -10,14 +10,17 @@ from mpcache.errors import UsageError
 from mpcache.report.files import write_atomic
 
 
-def fill(text: str, bodies: dict[str, str], where: str) -> str:
+def fill(text: str, bodies: dict[str, str], where: str, kind: str = "bench") -> str:
     """`text` with each body between its ``<!-- bench NAME: begin -->`` and ``end`` markers.
+
+    Args:
+        kind: what the markers say instead of ``bench``.
 
     Raises:
         UsageError: a body has no pair of markers.
     """
     for name, body in bodies.items():
-        begin, end = (f"<!-- bench {name}: {edge} -->" for edge in ("begin", "end"))
+        begin, end = (f"<!-- {kind} {name}: {edge} -->" for edge in ("begin", "end"))
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
             raise UsageError(
                 f"{where} needs {begin} and after it {end}, once each; put them where the table"
@@ -56,12 +59,21 @@ def write(folder: Path, readme: Path) -> list[str]:
         UsageError: nothing to fill, no such file, or no markers; nothing was written.
     """
     found = bodies(folder)
+    fill_file(readme, found)
+    return list(found)
+
+
+def fill_file(readme: Path, found: dict[str, str], kind: str = "bench") -> None:
+    """Put each body between its markers in a file; see `fill`.
+
+    Raises:
+        UsageError: the file cannot be read, or has no such markers; nothing was written.
+    """
     try:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{readme} cannot be read: {error.strerror}") from None
-    filled = fill(text, found, str(readme))
+    filled = fill(text, found, str(readme), kind)
     mode = readme.stat().st_mode
     write_atomic(readme, filled)
     readme.chmod(mode)
-    return list(found)

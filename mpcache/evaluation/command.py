@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpcache.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,6 +50,17 @@ def _settings(**given: Any) -> Settings:
     given["budgets"] = parse_budgets(given["budgets"])
     given["texts"] = tuple(given.pop("text") or ())
     return Settings(**given)
+
+
+def _counted(keys: int) -> int:
+    """`keys`, which the tasks read as windows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if keys < 1:
+        raise UsageError(f"--keys {keys}: expected 1 or more")
+    return keys
 
 
 def _console() -> Console:
@@ -100,7 +113,7 @@ def passkey(
 ) -> None:
     """Five digits hidden in a prompt: are they found after the prompt has been evicted from?"""
     given = locals()
-    _run("passkey", windows=given.pop("keys"), decode=1, **given)
+    _run("passkey", windows=_counted(given.pop("keys")), decode=1, **given)
 
 
 @app.command()
@@ -140,3 +153,72 @@ def agreement(
 ) -> None:
     """Share of the full cache's greedy tokens that a policy would choose as well."""
     _run("agreement", **locals())
+
+
+@app.command()
+def pareto(
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    windows: Windows = 8,
+    keys: Keys = 20,
+    context: Context = 1024,
+    decode: Decode = 128,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Text = None,
+    seed: Seed = 0,
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Perplexity and passkeys against the price of a token on shares; runs what --out lacks."""
+    given = locals()
+    count = _counted(given.pop("keys"))
+    settings = _settings(**given)
+    from mpcache.evaluation import pareto as task
+
+    task.run(settings, count, _console())
+
+
+@app.command()
+def longbench(
+    data: Annotated[Path, typer.Option(help="Folder of LongBench's or XSUM's *.jsonl.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="Files by name without .jsonl, commas between; all else.")
+    ] = None,
+    records: Annotated[int, typer.Option(help="Of each file, from its top; 0 for all.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Of an answer at most; 0 for the published number.")
+    ] = 0,
+    policies: Policies = None,
+    budgets: Budgets = BUDGETS,
+    context: Annotated[int, typer.Option(help="Tokens of prompt and answer at most.")] = 2048,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    arithmetic: Arithmetic = "float",
+    device: Device = "cpu",
+    lanes: Lanes = 16,
+    out: Out = OUT,
+) -> None:
+    """Questions on long texts from files that you have: answers scored as LongBench does."""
+    names = () if tasks is None else tuple(dict.fromkeys(n.strip() for n in tasks.split(",")))
+    settings = _settings(
+        policies=policies, budgets=budgets, windows=records, context=context, model=model,
+        weights=weights, text=None, arithmetic=arithmetic, device=device, lanes=lanes, out=out,
+    )  # fmt: skip
+    from mpcache.evaluation import longbench as task
+
+    task.run(settings, data, names, max_new_tokens, _console())
+
+
+@app.command()
+def readme(
+    source: Annotated[Path, typer.Option("--from", help="Folder that `eval pareto` wrote.")] = OUT,
+    file: Annotated[Path, typer.Option(help="Markdown file with the markers.")] = Path("README.md"),
+) -> None:
+    """Write the table of `eval pareto` between its markers in the README, its chart to docs/."""
+    from mpcache.evaluation.readme import write
+
+    for path in write(source, file):
+        typer.echo(f"written: {path}")

@@ -19,7 +19,7 @@ from mpcache.evaluation.lanes import Engine
 from mpcache.evaluation.recall import recall
 from mpcache.evaluation.settings import Settings, cells
 from mpcache.evaluation.store import Cell, Result, Store, Subject
-from mpcache.evaluation.summary import HEADLINE, summarise
+from mpcache.evaluation.summary import HEADLINE, kind_of, summarise
 from mpcache.evaluation.tasks import Key, Say
 from mpcache.evaluation.texts import Text, Windows, load_text
 from mpcache.eviction.base import Policy
@@ -41,15 +41,28 @@ Measure = Callable[
 
 @dataclass(frozen=True)
 class Job:
-    """A task, ready to run: everything that can be wrong with its input has been checked."""
+    """A task, ready to run: everything that can be wrong with its input has been checked.
+
+    Attributes:
+        prompt_tokens: of a window; of each window where they differ.
+    """
 
     task: str
     settings: Settings
     source: Source
     text: Text
-    prompt_tokens: int
+    prompt_tokens: int | Sequence[int]
     new_tokens: int
     measure: Measure
+
+    def policies(self, window: int) -> dict[Key, Policy]:
+        """Every policy at every budget, for the prompt of a window."""
+        prompt = self.prompt_of(window)
+        return cells(self.settings.policies, self.settings.budgets, prompt)
+
+    def prompt_of(self, window: int) -> int:
+        counts = self.prompt_tokens
+        return counts if isinstance(counts, int) else counts[window]
 
     @property
     def subject(self) -> Subject:
@@ -167,22 +180,40 @@ def run(task: str, settings: Settings, console: Console) -> dict[str, Any]:
         UsageError: a mistake in the input; nothing was started.
     """
     job = prepare(task, settings)
-    policies = cells(settings.policies, settings.budgets, job.prompt_tokens)
-    counts = {key: _counts(policy, job) for key, policy in policies.items()}
     with Store(settings.out) as store:
-        if job.source.notice:
-            print_warnings(console, [job.source.notice])
-        missing = {
-            window: {
-                key: policy
-                for key, policy in policies.items()
-                if _at(job, key, window) not in store
-            }
-            for window in range(settings.windows)
+        return run_job(job, store, console, Loaded(settings, job.source))
+
+
+class Loaded:
+    """The engine, loaded when it is first asked for."""
+
+    def __init__(self, settings: Settings, source: Source) -> None:
+        self.settings, self.source = settings, source
+        self._engine: Engine | None = None
+
+    def __call__(self, console: Console) -> Engine:
+        if self._engine is None:
+            with console.status("loading the model"):
+                self._engine = engine_of(self.settings, self.source)
+        return self._engine
+
+
+def run_job(job: Job, store: Store, console: Console, loaded: Loaded) -> dict[str, Any]:
+    """Measure what a job misses in the store, and publish it."""
+    if job.source.notice:
+        print_warnings(console, [job.source.notice])
+    every = {window: job.policies(window) for window in range(job.settings.windows)}
+    missing = {
+        window: {
+            key: policy
+            for key, policy in policies.items()
+            if not _there(job, key, policy, store, window)
         }
-        missing = {window: some for window, some in missing.items() if some}
-        _measure(job, store, missing, counts, console)
-        summary = summarise_job(job, store, list(policies))
+        for window, policies in every.items()
+    }
+    missing = {window: some for window, some in missing.items() if some}
+    _measure(job, store, missing, sum(map(len, every.values())), console, loaded)
+    summary = summarise_job(job, store, list(every[0]))
     publish(job, summary, console)
     return summary
 
@@ -191,27 +222,36 @@ def _at(job: Job, key: Key, window: int) -> Cell:
     return Cell(job.task, job.subject, key[0], key[1], window)
 
 
-def _counts(policy: Policy, job: Job) -> dict[str, float]:
+def _there(job: Job, key: Key, policy: Policy, store: Store, window: int) -> bool:
+    """Whether a window was measured, and under the policy as it is now."""
+    found = store.results.get(_at(job, key, window))
+    return found is not None and found.get("options") == repr(policy)
+
+
+def _counts(policy: Policy, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     """Public token counts: stored after the prompt, and attended to in a step on average."""
-    budget = policy.budget(job.prompt_tokens, job.new_tokens + 1)
-    return {"stored": budget.static, "attended": sum(budget.dynamic) / len(budget.dynamic)}
+    budget = policy.budget(prompt_tokens, new_tokens + 1)
+    return {
+        "stored": budget.static,
+        "attended": sum(budget.dynamic) / len(budget.dynamic),
+        "options": repr(policy),
+    }
 
 
 def _measure(
     job: Job,
     store: Store,
     missing: Mapping[int, Mapping[Key, Policy]],
-    counts: Mapping[Key, Mapping[str, float]],
+    every: int,
     console: Console,
+    loaded: Loaded,
 ) -> None:
     total = sum(len(some) for some in missing.values())
-    done = job.settings.windows * len(counts) - total
-    if done:
-        console.print(f"{done} of {done + total} measurements are there already")
+    if every > total:
+        console.print(f"{every - total} of {every} measurements are there already")
     if not total:
         return
-    with console.status("loading the model"):
-        engine = engine_of(job.settings, job.source)
+    engine = loaded(console)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(job.task, total=total)
@@ -220,6 +260,8 @@ def _measure(
             def say(what: str, number: int = number) -> None:
                 progress.update(bar, description=f"window {number} of {len(missing)}: {what}")
 
+            prompt = job.prompt_of(window)
+            counts = {key: _counts(one, prompt, job.new_tokens) for key, one in policies.items()}
             for results in job.measure(engine, window, policies, say):
                 store.add(
                     {
@@ -255,7 +297,7 @@ def publish(job: Job, summary: dict[str, Any], console: Console) -> None:
     out, task, rows = job.settings.out, job.task, summary["rows"]
     write_json_to(out / f"{task}.json", summary)
     write_atomic(out / f"{task}.md", tables.page(task, summary))
-    value, label = HEADLINE[task]
+    value, label = HEADLINE[kind_of(task)]
     title = f"{summary['subject']['model']}, {summary['subject']['context']} tokens"
     charts.over_budget(rows, value, title, label, out / task)
     show(console, task, *tables.task_rows(task, rows))

@@ -36,10 +36,12 @@ def summarise(results: Mapping[Cell, Result], task: str, subject: Subject) -> li
     rows = []
     for key in order:
         one = groups[key]
-        first = next(iter(one.values()))
         row = {"policy": key[0], "budget": key[1], "windows": len(one)}
-        row |= {name: first[name] for name in ("stored", "attended") if name in first}
-        rows.append(row | FIGURES[task](one, full))
+        for name in ("stored", "attended"):
+            counts = [result[name] for result in one.values() if name in result]
+            if counts:
+                row[name] = mean_and_error(counts)[0]
+        rows.append(row | FIGURES[kind_of(task)](one, full))
     return rows
 
 
@@ -84,11 +86,22 @@ def recall(one: ByWindow, full: ByWindow) -> Row:
     }
 
 
+def longbench(one: ByWindow, full: ByWindow) -> Row:
+    score, error = mean_and_error([result["score"] for result in one.values()])
+    return {"score": score, "score_error": error}
+
+
+def kind_of(task: str) -> str:
+    """What is measured: ``longbench`` of ``longbench-qasper``."""
+    return task.partition("-")[0]
+
+
 FIGURES: dict[str, Callable[[ByWindow, ByWindow], Row]] = {
     "perplexity": perplexity,
     "passkey": passkey,
     "agreement": agreement,
     "recall": recall,
+    "longbench": longbench,
 }
 # What a task's chart and its first column show, and the words for it.
 HEADLINE = {
@@ -96,4 +109,5 @@ HEADLINE = {
     "passkey": ("exact", "share of passkeys found exactly"),
     "agreement": ("agreement", "share of greedy tokens equal to the full cache's"),
     "recall": ("mass", "share of attention mass kept"),
+    "longbench": ("score", "score, 0 to 1"),
 }

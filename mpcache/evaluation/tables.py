@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpcache.evaluation.summary import kind_of
+
 Row = Mapping[str, Any]
 COLUMNS: dict[str, list[tuple[str, str, str | None]]] = {  # task -> (title, value, its error)
     "perplexity": [
@@ -17,6 +19,7 @@ COLUMNS: dict[str, list[tuple[str, str, str | None]]] = {  # task -> (title, val
         ("mass", "mass", "mass_error"),
         ("without sink", "mass_without_sink", "mass_without_sink_error"),
     ],
+    "longbench": [("score", "score", "score_error")],
 }
 NOTES = {
     "perplexity": "Perplexity over the full cache's on the same windows, with its standard error"
@@ -27,6 +30,8 @@ NOTES = {
     " fed the same tokens; mean count before the first difference.",
     "recall": "Share of the full cache's attention mass that lies on what the policy attends to,"
     " mean over steps, layers and query heads; then without the first four tokens.",
+    "longbench": "Score from 0 to 1 by the metric that LongBench publishes for the data set, mean"
+    " over its records.",
 }
 
 
@@ -48,7 +53,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def task_rows(task: str, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a task's table."""
-    columns = COLUMNS[task]
+    columns = COLUMNS[kind_of(task)]
     header = ["policy", "budget %", "attended", "stored", "windows", *(c[0] for c in columns)]
     body = []
     for row in rows:
@@ -77,7 +82,7 @@ def page(task: str, summary: Mapping[str, Any]) -> str:
     table = markdown(*task_rows(task, summary["rows"]))
     warning = "".join(f"**{text}**\n\n" for text in summary.get("warnings", ()))
     return (
-        f"# {task}\n\n{warning}{NOTES[task]} Budgets are percent of the prompt's tokens;"
+        f"# {task}\n\n{warning}{NOTES[kind_of(task)]} Budgets are percent of the prompt's tokens;"
         " *attended* is the mean count of tokens that a decode step attends to, *stored* what is"
         f" kept after the prompt.\n\n{table}\n{subject_line(summary)}\n"
     )

@@ -29,7 +29,9 @@ Networks = Annotated[
     typer.Option(help="local, lan, wan, wan-slow or RTT:MBPS to emulate, separated by commas."),
 ]
 Repeat = Annotated[int, typer.Option(help="Measured steps, after one that warms up.")]
-Keep = Annotated[float, typer.Option(help="Share of fine clusters that mpcache keeps.")]
+Keep = Annotated[
+    float, typer.Option(help="Share of the context that caches other than full attend to.")
+]
 Out = Annotated[
     Path | None, typer.Option(help="File of JSON lines; runs/bench/KIND.jsonl by default.")
 ]

@@ -57,7 +57,7 @@ class CacheConfig(_Section):
         " over 0 and at most 1",
     )
     clusters: tuple[int, int] = Field(
-        (32, 16),
+        (24, 12),
         strict=False,
         description="two sizes in tokens, [coarse, fine], the second dividing the first",
     )
@@ -65,7 +65,7 @@ class CacheConfig(_Section):
         0.6, ge=0, le=1, description="the weight of the maximum in a summary, from 0 to 1"
     )
     static_keep: Share = Field(
-        0.9, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
+        0.7, description="the share of prompt tokens kept after prefill, over 0 and at most 1"
     )
     coarse_keep: Share = Field(
         1.0, description="the share of coarse clusters kept in a step, over 0 and at most 1"

@@ -17,7 +17,7 @@ from mpcache.benchmarking.pair import Job, Measured, measure
 from mpcache.config import AVAILABLE_PROTOCOLS, PRESETS
 from mpcache.config_layers import nearest, parse_network
 from mpcache.errors import UsageError
-from mpcache.eviction.registry import make_policy, policy_names
+from mpcache.eviction.registry import policy_at, policy_names
 from mpcache.models import registry
 from mpcache.models.spec import ModelSpec
 from mpcache.report.files import write_atomic
@@ -38,7 +38,7 @@ class Sweep:
         contexts: tokens stored before the first decode step, or fed in a prefill.
         networks: as in the configuration: local, lan, wan, wan-slow or RTT,MBPS.
         repeat: steps of a job, after one that warms up.
-        keep: share of fine clusters that policy mpcache keeps in a decode step.
+        keep: share of the context's tokens that a decode step attends to, but with full.
         only: operators whose name has this in it.
     """
 
@@ -135,7 +135,7 @@ def jobs(sweep: Sweep) -> Iterator[tuple[Row, Job]]:
         spec = replace(sweep.spec(), layers=sweep.layers)
         for context in sweep.contexts:
             for cache in sweep.caches:
-                policy = make_policy(cache, static_keep=0.9, dynamic_keep=sweep.keep)
+                policy = policy_at(cache, max(1, round(sweep.keep * context)), context)
                 named = {
                     "model": sweep.model,
                     "layers": sweep.layers,
@@ -143,8 +143,8 @@ def jobs(sweep: Sweep) -> Iterator[tuple[Row, Job]]:
                     "cache": cache,
                     "weights": "synthetic",
                 }
-                if cache == "mpcache":
-                    named["dynamic_keep"] = sweep.keep
+                if cache != "full":
+                    named["keep"] = sweep.keep
                 yield named | facts, kind(*common, spec, policy, context)
 
 

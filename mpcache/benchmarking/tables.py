@@ -33,7 +33,7 @@ def cells(row: Row) -> dict[str, str]:
     if row["kind"] == "ops":
         shown["operator"] = row["operator"]
     else:
-        keep = f" {row['dynamic_keep']:g}" if "dynamic_keep" in row else ""
+        keep = f" {row['keep']:.0%}" if "keep" in row else ""
         shown["cache"] = row["cache"] + keep
         shown |= {"tokens": f"{row['context']:,}", "layers": str(row["layers"])}
     return {name: shown[name] for name in NAMES[row["kind"]]} | {

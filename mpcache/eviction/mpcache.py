@@ -74,9 +74,9 @@ class MPCache(Policy):
             the comparisons grow with the square of their number.
     """
 
-    clusters: tuple[int, int] = (32, 16)
+    clusters: tuple[int, int] = (24, 12)
     alpha: float = 0.6
-    static_keep: float = 0.9
+    static_keep: float = 0.7
     coarse_keep: float = 1.0
     dynamic_keep: float = 0.2
     sink: int = 4

@@ -80,7 +80,7 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     }
     shown = tables.cells(row)
     assert shown == {
-        "cache": "mpcache 0.2",
+        "cache": "mpcache 20%",
         "tokens": "512",
         "layers": "1",
         "protocol": "dealer",

@@ -88,11 +88,11 @@ def test_short_prompts_keep_the_least(tokens: int, attended: int) -> None:
     ("tokens", "kept"), [(1, 1), (19, 19), (20, 20), (21, 20), (22, 20), (23, 21), (100, 90)]
 )
 def test_sink_and_recent_are_kept_of_short_prompts(tokens: int, kept: int) -> None:
-    assert MPCache().static_kept(tokens) == kept
+    assert MPCache(static_keep=0.9).static_kept(tokens) == kept
 
 
 def test_budgets_are_counts() -> None:
-    policy = MPCache(dynamic_keep=0.6)  # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
+    policy = MPCache((32, 16), static_keep=0.9, dynamic_keep=0.6)  # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
     assert policy.budget(250, 3) == Budget(225, (8 * 16 + 226 - 224, 8 * 16 + 227 - 224))
     policy = MPCache(
         coarse_keep=0.5, dynamic_keep=0.6

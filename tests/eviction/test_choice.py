@@ -92,11 +92,11 @@ def test_sink_and_recent_are_kept_of_short_prompts(tokens: int, kept: int) -> No
 
 
 def test_budgets_are_counts() -> None:
-    policy = MPCache((32, 16), static_keep=0.9, dynamic_keep=0.6)  # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
+    # 225 kept; of 226 and 227 tokens 9 of 15 fine clusters
+    policy = MPCache((32, 16), static_keep=0.9, dynamic_keep=0.6)
     assert policy.budget(250, 3) == Budget(225, (8 * 16 + 226 - 224, 8 * 16 + 227 - 224))
-    policy = MPCache(
-        coarse_keep=0.5, dynamic_keep=0.6
-    )  # 4 of 8 coarse clusters: with the last one's, 7 fine ones
+    # 4 of 8 coarse clusters: with the last one's, 7 fine ones
+    policy = MPCache((32, 16), static_keep=0.9, coarse_keep=0.5, dynamic_keep=0.6)
     assert policy.budget(250, 3) == Budget(225, (6 * 16 + 226 - 224, 6 * 16 + 227 - 224))
     assert policy.budget(250, 1) == Budget(225, ())
     assert Full().budget(63, 4) == Budget(63, (64, 65, 66))

@@ -24,12 +24,18 @@ from mpcache.report.machine import describe_machine
 
 FEATURES = ("rounds", "sent_bytes", "dealt_bytes", "operands", "multiply_adds")
 NETWORKS = ("local", "lan", "wan")
+PHASES = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a piece of a run asks of a party: the features that seconds are fitted to."""
+    """What a piece of a run asks of a party: the features that seconds are fitted to.
 
+    Attributes:
+        phase: prefill or decode: many rows at once, or one.
+    """
+
+    phase: str
     rounds: float
     sent_bytes: float
     dealt_bytes: float
@@ -37,9 +43,10 @@ class Load:
     multiply_adds: float
 
     @staticmethod
-    def of(entries: Sequence[Entry], work: Work, share: float = 1.0) -> Load:
+    def of(phase: str, entries: Sequence[Entry], work: Work, share: float = 1.0) -> Load:
         """The largest counts of all parties, times `share`."""
         return Load(
+            phase,
             share * max(entry.rounds for entry in entries),
             share * max(entry.sent_bytes for entry in entries),
             share * max(entry.dealt_bytes for entry in entries),
@@ -52,15 +59,30 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Seconds a unit of each feature, for a party and for the dealer."""
+
+    party: tuple[float, ...]
+    dealer: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("party", "dealer"):
+            speeds = tuple(map(float, getattr(self, name)))
+            if len(speeds) != len(FEATURES):
+                raise ValueError(f"{name} has {len(speeds)} speeds; expected {len(FEATURES)}")
+            object.__setattr__(self, name, speeds)
+
+
+@dataclass(frozen=True)
 class Speeds:
-    """Seconds a unit of each feature, for a party and for the dealer.
+    """The paces of prefill and decode: rows by the hundred keep caches and compilers busier.
 
     Attributes:
         worst: the largest relative error on the layers that it was fitted to.
     """
 
-    party: tuple[float, ...]
-    dealer: tuple[float, ...]
+    prefill: Pace
+    decode: Pace
     worst: float
     samples: int
 
@@ -78,7 +100,8 @@ class Speeds:
                 then takes turns.
         """
         rtt_ms, mbps = network
-        own, dealer = (float(np.dot(speeds, load.row())) for speeds in (self.party, self.dealer))
+        pace: Pace = getattr(self, load.phase)
+        own, dealer = (float(np.dot(speeds, load.row())) for speeds in (pace.party, pace.dealer))
         wire = load.rounds * rtt_ms / 2e3 + (load.sent_bytes * 8 / (mbps * 1e6) if mbps else 0.0)
         turns = (shared[0] * own + dealer) / shared[1] if shared else 0.0
         return max(own + wire, dealer, turns)
@@ -143,10 +166,7 @@ def load(suite: str) -> tuple[Speeds | None, str]:
         found = content["suites"].get(suite)
         of = content["version"], content["machine"]
         if found is not None:
-            shape = {"party": tuple(found["party"]), "dealer": tuple(found["dealer"])}
-            found = Speeds(**{**found, **shape})
-            if not len(found.party) == len(found.dealer) == len(FEATURES):
-                raise ValueError
+            found = Speeds(**{**found, **{name: Pace(**found[name]) for name in PHASES}})
     except FileNotFoundError:
         return None, f"no seconds: this machine is not calibrated; {again}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -193,7 +213,7 @@ def loads_of(
     Args:
         totals: phase -> counts of each party, and arithmetic.
     """
-    found = {"prefill": Load.of(*totals["prefill"])}
+    found = {"prefill": Load.of("prefill", *totals["prefill"])}
     if decode_steps:
-        found["token"] = Load.of(*totals["decode"], share=1 / decode_steps)
+        found["token"] = Load.of("decode", *totals["decode"], share=1 / decode_steps)
     return found

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from mpcache import calibration
 from mpcache.benchmarking import calibrate as measuring
-from mpcache.calibration import Load, Speeds, fit
+from mpcache.calibration import Load, Pace, Speeds, fit
 from mpcache.cli import app
 from mpcache.config import load as load_config
 from mpcache.report import tables
 from mpcache.report.build import build_report
 
 TRUE = (2e-4, 3e-9, 0.0, 5e-10, 1e-11)
+PACE, STILL = Pace(TRUE, TRUE), Pace((0,) * 5, (0,) * 5)
+SHORT = {"party": [1], "dealer": [1]}
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +55,18 @@ def test_a_feature_that_never_occurs_costs_nothing() -> None:
 
 
 def test_seconds_are_the_longest_of_what_must_be_done() -> None:
-    piece = Load(rounds=100, sent_bytes=1e6, dealt_bytes=2e6, operands=0, multiply_adds=0)
-    speeds = Speeds((1e-3, 0, 0, 0, 0), (0, 0, 2e-7, 0, 0), 0.1, 3)
+    piece = Load("decode", rounds=100, sent_bytes=1e6, dealt_bytes=2e6, operands=0, multiply_adds=0)
+    pace = Pace((1e-3, 0, 0, 0, 0), (0, 0, 2e-7, 0, 0))
+    speeds = Speeds(STILL, pace, 0.1, 3)
     assert speeds.seconds(piece) == pytest.approx(0.4)  # the dealer
     assert speeds.seconds(piece, (40.0, 8.0)) == pytest.approx(0.1 + 2.0 + 1.0)
     assert speeds.seconds(piece, (0.0, 0.0), (2, 1)) == pytest.approx(0.6)  # in turns
     assert speeds.seconds(piece, (0.0, 0.0), (2, 64)) == pytest.approx(0.4)
+    assert Speeds(pace, STILL, 0.1, 3).seconds(piece) == 0
 
 
 def test_speeds_are_kept_for_this_machine_and_version(tmp_path: Path) -> None:
-    speeds = Speeds(TRUE, TRUE, 0.2, 9)
+    speeds = Speeds(PACE, PACE, 0.2, 9)
     assert "not calibrated" in calibration.load("dealer")[1]
     file = calibration.save({"dealer": speeds})
     assert file.is_relative_to(tmp_path)
@@ -72,7 +76,10 @@ def test_speeds_are_kept_for_this_machine_and_version(tmp_path: Path) -> None:
     for damage, says in (
         ({"version": "0"}, "another machine"),
         ({"machine": {}}, "another machine"),
-        ({"suites": {"dealer": {"party": [1], "dealer": [1], "worst": 0, "samples": 1}}}, "read"),
+        (
+            {"suites": {"dealer": {"prefill": SHORT, "decode": SHORT, "worst": 0, "samples": 1}}},
+            "read",
+        ),
         ({"suites": 3}, "read"),
     ):
         file.write_text(json.dumps(content | damage))
@@ -88,7 +95,7 @@ def _cost(*arguments: str) -> Any:
 
 def test_cost_says_whether_it_can_tell_seconds() -> None:
     assert "not calibrated" in _cost("--prompt-tokens", "8").output
-    calibration.save({"dealer": Speeds(TRUE, TRUE, 0.2, 9)})
+    calibration.save({"dealer": Speeds(PACE, PACE, 0.2, 9)})
     shown = _cost("--prompt-tokens", "8")
     assert "predicted seconds" in shown.output
     assert "off by 20%" in shown.output
@@ -110,9 +117,9 @@ def test_a_report_shows_predicted_beside_measured() -> None:
 
 def test_without_a_calibration_a_run_has_no_predicted_seconds() -> None:
     config = load_config(None, {})
-    piece = {"token": Load(1, 1, 1, 1, 1)}
+    piece = {"token": Load("decode", 1, 1, 1, 1, 1)}
     assert calibration.run_seconds(config, piece) is None
-    calibration.save({"dealer": Speeds(TRUE, TRUE, 0.2, 9)})
+    calibration.save({"dealer": Speeds(PACE, PACE, 0.2, 9)})
     found = calibration.run_seconds(config, piece)
     assert found is not None
     assert found["token"] > 0
@@ -124,5 +131,5 @@ def test_a_small_calibration_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     speeds = measuring.calibrate("dealer", lines.append)
     assert len(lines) == speeds.samples == 6
-    assert sum(speeds.party) > 0
-    assert sum(speeds.dealer) > 0
+    for pace in (speeds.prefill, speeds.decode):
+        assert sum(pace.party) > 0 and sum(pace.dealer) > 0

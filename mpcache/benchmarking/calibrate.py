@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from mpcache.benchmarking.layers import DecodeJob, PrefillJob
 from mpcache.benchmarking.pair import Job, Measured, measure
-from mpcache.calibration import Load, Speeds, fit
+from mpcache.calibration import PHASES, Load, Pace, Speeds, fit
 from mpcache.eviction.registry import make_policy
 from mpcache.models.known import KNOWN
 from mpcache.models.spec import ModelSpec
@@ -20,7 +22,10 @@ DECODE = {
     "dealer": ((512, 128), (1024, 512), (2048, 256), (2048, 1500)),
     "crypten": ((256, 64), (512, 256), (1024, 64)),
 }
-PREFILL = {"dealer": ((512, 32), (576, 96), (1024, 64)), "crypten": ((256, 16), (512, 48))}
+PREFILL = {
+    "dealer": ((512, 32), (576, 96), (576, 192), (1024, 64), (1024, 128)),
+    "crypten": ((256, 16), (512, 48), (576, 96)),
+}
 
 
 def _spec(family: str, hidden: int) -> ModelSpec:
@@ -44,20 +49,20 @@ def _jobs(suite: str) -> Iterator[Job]:
 
 def calibrate(suite: str, on_sample: Callable[[str], None]) -> Speeds:
     """Measure and fit one suite; `on_sample` is told of each layer as it is done."""
-    loads, seconds, dealer = [], [], []
+    samples: dict[str, list[tuple[list[float], float, float]]] = {name: [] for name in PHASES}
     for job in _jobs(suite):
         found = measure(job, plain=False)
-        loads.append(Load.of(found.steps, found.work).row())
-        seconds.append(_median(found.seconds))
-        dealer.append(found.dealer_seconds)
+        phase = "decode" if isinstance(job, DecodeJob) else "prefill"
+        row = Load.of(phase, found.steps, found.work).row()
+        samples[phase].append((row, _median(found.seconds), found.dealer_seconds))
         on_sample(_line(job, found))
-    party = fit(loads, seconds)
-    dealing = fit(loads, dealer) if all(dealer) else (0.0,) * len(loads[0])
-    worst = max(
-        abs(sum(a * b for a, b in zip(party, row, strict=True)) / took - 1)
-        for row, took in zip(loads, seconds, strict=True)
-    )
-    return Speeds(party, dealing, worst, len(loads))
+    paces, worst = {}, 0.0
+    for phase, rows in samples.items():
+        loads, seconds, dealer = (list(column) for column in zip(*rows, strict=True))
+        dealing = fit(loads, dealer) if all(dealer) else (0.0,) * len(loads[0])
+        pace = paces[phase] = Pace(fit(loads, seconds), dealing)
+        worst = max(worst, float(abs(loads @ np.array(pace.party) / seconds - 1).max()))
+    return Speeds(paces["prefill"], paces["decode"], worst, sum(map(len, samples.values())))
 
 
 def _median(values: tuple[float, ...]) -> float:

@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -85,6 +85,8 @@ class Measured:
 
     Attributes:
         steps: what every party counted in the last step.
+        attention: the same in what the cache does alone, without projections and norms; its
+            seconds are the median of all steps but the first, of each party.
         dealt_bytes, dealer_seconds: of the last step, and the median of steps.
         work: predicted arithmetic of the last step.
         plain_seconds: of the same text in plaintext, each step but the first.
@@ -92,6 +94,7 @@ class Measured:
 
     seconds: tuple[float, ...]
     steps: tuple[Entry, ...]
+    attention: tuple[Entry, ...]
     dealt_bytes: int
     dealer_seconds: float
     work: Work
@@ -166,7 +169,7 @@ def _party(
     items: list[torch.Tensor],
     out: Connection,
 ) -> None:
-    """One party's process: sends (times, counts by step, transcript), or why it failed."""
+    """One party's process: sends what `_run` returns, or why it failed."""
     torch.set_num_threads(1)
     try:
         out.send(_run(job, rank, sock, seed, items))
@@ -176,7 +179,7 @@ def _party(
 
 def _run(
     job: Job, rank: int, sock: socket.socket, seed: bytes, items: list[torch.Tensor]
-) -> tuple[list[float], list[Entry], str]:
+) -> tuple[list[float], list[Entry], list[Entry], str]:
     ledger = Ledger(rank, 2)
     rtt_ms, mbps = job.network
     times: list[float] = []
@@ -199,7 +202,23 @@ def _run(
         if corrections is not None:
             corrections.finish()
     steps = [ledger.total(f"step{step}") for step in range(job.steps)]
-    return times, steps, ledger.transcript.hexdigest()
+    attention = [cached(ledger, f"step{step}") for step in range(job.steps)]
+    return times, steps, attention, ledger.transcript.hexdigest()
+
+
+AROUND = ("norm", "input", "rotary", "output")  # scopes of attention that are not the cache's
+
+
+def cached(scopes: Scopes, step: str) -> Entry:
+    """What the cache does in a step: scores, selection, softmax and values of all layers."""
+    total = Entry()
+    for path, entry in scopes.entries.items():
+        parts = path.split("/")
+        if parts[0] == step and "attention" in parts:
+            inside = parts[parts.index("attention") + 1 :]
+            if inside and inside[0] not in AROUND:
+                total.add(entry)
+    return total
 
 
 def _both(job: Job, seeds: Sequence[bytes], items: list[torch.Tensor]) -> list[Any]:
@@ -248,10 +267,11 @@ def measure(job: Job, plain: bool = True) -> Measured:
     results = _both(job, seeds, items)
     wanted = predicted(job)
     _gate(job, results, wanted, dealt)
-    times = [max(row) for row in zip(*(times for times, _, _ in results), strict=True)]
+    times = [max(row) for row in zip(*(times for times, _, _, _ in results), strict=True)]
     return Measured(
         seconds=tuple(_steps_of(times)),
-        steps=tuple(steps[-1] for _, steps, _ in results),
+        steps=tuple(steps[-1] for _, steps, _, _ in results),
+        attention=tuple(_middle(entries) for _, _, entries, _ in results),
         dealt_bytes=dealt,
         dealer_seconds=dealer_seconds,
         work=wanted.worked(f"step{job.steps - 1}"),
@@ -259,8 +279,14 @@ def measure(job: Job, plain: bool = True) -> Measured:
     )
 
 
+def _middle(entries: Sequence[Entry]) -> Entry:
+    """The last step's counts with the median seconds of all but the first."""
+    seconds = statistics.median(entry.seconds for entry in entries[1:] or entries)
+    return replace(entries[-1], seconds=seconds)
+
+
 def _gate(job: Job, results: Sequence[Any], wanted: Prediction, dealt: int) -> None:
-    for rank, (_, steps, transcript) in enumerate(results):
+    for rank, (_, steps, _, transcript) in enumerate(results):
         if transcript != wanted.ranks[rank].transcript.hexdigest():
             raise MpcacheError(f"party {rank} did not send what was predicted; nothing is reported")
         for number, entry in enumerate(steps):

@@ -158,6 +158,11 @@ def row_of(kind: str, facts: Row, job: Job, measured: Measured, machine: Row) ->
         "seconds": spread(measured.seconds),
         "rounds": measured.steps[0].rounds,
         "sent_bytes": [entry.sent_bytes for entry in measured.steps],
+        "attention": {
+            "seconds": max(entry.seconds for entry in measured.attention),
+            "rounds": measured.attention[0].rounds,
+            "sent_bytes": [entry.sent_bytes for entry in measured.attention],
+        },
         "dealt_bytes": measured.dealt_bytes,
         "dealer_seconds": measured.dealer_seconds,
         "plaintext_seconds": spread(measured.plain_seconds),

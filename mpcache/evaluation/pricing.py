@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpcache import calibration
-from mpcache.calibration import Speeds
+from mpcache.calibration import FEATURES, Pace, Speeds
 from mpcache.config import PRESETS, load
 from mpcache.costing import quick
 from mpcache.eviction.base import Policy
@@ -24,6 +24,8 @@ AXES = {
     "lan_seconds": "predicted seconds a token, lan",
     "wan_seconds": "predicted seconds a token, wan",
 }
+
+STILL = Pace((0.0,) * len(FEATURES), (0.0,) * len(FEATURES))
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def decode_price(
         "online_bytes": sum(step["sent_bytes"]),
         "dealt_bytes": sum(step["dealt_bytes"]),
     }
-    speeds = clock.speeds or Speeds((0.0,) * 5, (0.0,) * 5, 0.0, 0)
+    speeds = clock.speeds or Speeds(STILL, STILL, 0.0, 0)
     for network in NETWORKS:
         row[f"{network}_seconds"] = speeds.seconds(token, PRESETS[network])
     return row

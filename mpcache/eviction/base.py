@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from mpcache.models.spec import ModelSpec
+from mpcache.protocols.growing import Growing
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.secret import Secret
 
@@ -42,6 +43,7 @@ class Cache(ABC):
         self.keys: dict[int, Value] = {}
         self.values: dict[int, Value] = {}
         self.kept = Kept()
+        self._growing: dict[tuple[str, int], Growing] = {}
 
     def attend(
         self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
@@ -57,9 +59,15 @@ class Cache(ABC):
             context = self.prefill(machine, layer, queries, keys, values)
             self.kept.static[layer] = self.keys[layer].shape[1]
             return context
-        self.keys[layer] = machine.cat([self.keys[layer], keys], 1)
-        self.values[layer] = machine.cat([self.values[layer], values], 1)
+        self.keys[layer] = self._added("keys", layer, self.keys[layer], keys)
+        self.values[layer] = self._added("values", layer, self.values[layer], values)
         return self.decode(machine, layer, queries)
+
+    def _added(self, name: str, layer: int, stored: Value, fresh: Value) -> Value:
+        growing = self._growing.get((name, layer))
+        if growing is None or growing.value is not stored:  # a policy has put others there
+            growing = self._growing[name, layer] = Growing(stored)
+        return growing.add(fresh)
 
     @abstractmethod
     def prefill(

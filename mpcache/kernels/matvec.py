@@ -176,8 +176,17 @@ def bmm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     check_operands(x, w, dims=3)
     out = torch.zeros((x.shape[0], x.shape[1], w.shape[2]), dtype=torch.int64)
     left = x.contiguous().numpy()
+    total = out.numpy()
     if stored_by_outputs(w):
-        _add_batch_dots(left, w.transpose(1, 2).numpy(), out.numpy())
+        _add_batch_dots(left, w.transpose(1, 2).numpy(), total)
+    elif w.is_contiguous():
+        _add_batch(left, w.numpy(), total, _block(x.shape[1]))
+    elif w.shape[0] and w[0].is_contiguous():  # the first of a longer row of inputs
+        for one, part, sums in zip(left, w, total, strict=True):
+            _add_inputs(one, part.numpy(), sums, 0, w.shape[2], _block(x.shape[1]))
+    elif w.shape[0] and w[0].T.is_contiguous():
+        for one, part, sums in zip(left, w, total, strict=True):
+            _add_dots(one, part.T.numpy(), sums, 0, w.shape[2])
     else:
-        _add_batch(left, w.contiguous().numpy(), out.numpy(), _block(x.shape[1]))
+        _add_batch(left, w.contiguous().numpy(), total, _block(x.shape[1]))
     return out

@@ -6,6 +6,7 @@ import torch
 
 from mpcache.kernels import dcf
 from mpcache.kernels.ring import prepare, ring_product
+from mpcache.kernels.tally import tally
 
 _ROWS = (1, 3, 80, 600)  # one of each way that `choose` may pick
 _DTYPES = (torch.int64, torch.int32, torch.int16)
@@ -24,6 +25,9 @@ def warm() -> None:
     batch = torch.ones(2, 64, 96, dtype=torch.int64)
     for weight in (batch, batch.transpose(1, 2).contiguous().transpose(1, 2)):
         assert int(ring_product(torch.ones(2, 1, 64, dtype=torch.int64), weight)[0, 0, 0]) == 64
+    table, turns = torch.ones(4, 1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
+    for dtype in (torch.uint8, torch.int16):
+        assert int(tally(table.to(dtype), turns)[0, 0]) == 3
     for payloads in (1, 2):
         r, paid = torch.tensor([5]), torch.ones(1, payloads, dtype=torch.int64)
         roots = torch.tensor([[1, 2]]), torch.tensor([[3, 4]])

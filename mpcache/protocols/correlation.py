@@ -57,6 +57,7 @@ class Piece:
         corrected: party 1's share comes from the dealer.
         exclusive: shares join by XOR instead of by addition.
         given: nobody draws it; party 1 receives it whole, and may pass it on.
+        narrow: stays in the integers that it travels in.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Piece:
     corrected: bool = False
     exclusive: bool = False
     given: bool = False
+    narrow: bool = False
 
     @property
     def dealt(self) -> bool:
@@ -84,7 +86,11 @@ class Piece:
     def draw(self, source: Randomness) -> torch.Tensor:
         if self.bits == 64:
             return source.ring(self.shape)
-        return source.bits(self.shape, self.bits).to(torch.int64)
+        return self.held(source.bits(self.shape, self.bits))
+
+    def held(self, drawn: torch.Tensor) -> torch.Tensor:
+        """As a party works with it."""
+        return drawn if self.narrow else drawn.to(torch.int64)
 
 
 class Correlation(ABC):
@@ -472,11 +478,14 @@ class OneHot(Correlation):
     def __init__(self, shape: Shape, bits: int, width: int) -> None:
         self.bits = bits
         row = (1 << bits, *shape)
-        self.pieces = (Piece("r", shape, bits=bits), Piece("row", row, width, corrected=True))
+        self.pieces = (
+            Piece("r", shape, bits=bits),
+            Piece("row", row, width, corrected=True, narrow=True),
+        )
 
     def complete(self, whole: Pieces) -> Pieces:
-        places = torch.arange(1 << self.bits).reshape(-1, *([1] * whole["r"].ndim))
-        return {"row": (places == whole["r"]).to(torch.int64)}
+        row = torch.zeros(self.pieces[1].shape, dtype=self.pieces[1].dtype)
+        return {"row": row.scatter_(0, whole["r"].unsqueeze(0), 1)}
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.kernels import dcf
 from mpcache.kernels.ring import ring_product
+from mpcache.kernels.tally import tally
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import (
     DIGIT,
@@ -441,16 +442,38 @@ class DealerSuite(Suite):
         The shares count modulo 2^width. The index may come out one too low where x has bits
         below 2^-keep.
         """
-        drop, shape = x.frac - keep, (1 << bits, *x.shape)
+        turned = self._turned(x, keep, bits, width)
+        if turned is None:
+            return self._made((1 << bits, *x.shape), 0)
+        row, y = turned
+        places = torch.arange(1 << bits).reshape(-1, *([1] * x.ndim))
+        return Secret(row.gather(0, (y - places) & ((1 << bits) - 1)).to(torch.int64), 0)
+
+    def tally(
+        self, x: Secret, keep: int, bits: int, visible: torch.Tensor | None, width: int = 64
+    ) -> Secret:
+        """How many of the last dimension are in each cell, as [2^bits, ...]: `one_hot`, summed.
+
+        Args:
+            visible: public 0/1 mask of those that count, broadcast to x, or None for all.
+        """
+        turned = self._turned(x, keep, bits, width)
+        if turned is None:
+            return self._made((1 << bits, *x.shape[:-1]), 0)
+        return Secret(tally(*turned, visible), 0)
+
+    def _turned(
+        self, x: Secret, keep: int, bits: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Shares of the unit vectors of r [2^bits, ...], and y = x + r; None where hollow."""
+        drop = x.frac - keep
         pieces = self.draw(OneHot(tuple(x.shape), bits, width))
         if self.hollow:
             self.swap("one-hot", [Spec(tuple(x.shape), _narrow(bits))], list)
-            return self._made(shape, 0)
+            return None
         own = logical_shift(x.share, drop) if drop else x.share
         (y,) = self._open("one-hot", [(own + pieces["r"]).to(_narrow(bits))])
-        places = torch.arange(1 << bits).reshape(-1, *([1] * x.ndim))
-        index = (y.to(torch.int64) - places) & ((1 << bits) - 1)
-        return Secret(pieces["row"].gather(0, index), 0)
+        return pieces["row"], y.to(torch.int64) & ((1 << bits) - 1)
 
     def _borrow(
         self, x: Secret, drop: int, bits: int, correlation: Borrow

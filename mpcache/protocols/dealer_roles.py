@@ -52,7 +52,7 @@ class OnlineDealer(DealerSuite):
             for piece in correlation.pieces:
                 if piece.dealt:
                     fixed = self.corrections.ring(piece.shape, piece.dtype)
-                    pieces[piece.name] = fixed.to(torch.int64)
+                    pieces[piece.name] = piece.held(fixed)
             entry = self.ledger.entry()
             entry.dealt_bytes += correlation.dealt_bytes
             entry.dealer_seconds += time.perf_counter() - began

@@ -178,9 +178,8 @@ def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) ->
     count = 1 << CELLS
     with machine.scope("ceiling"):
         moved = machine.shift(x, float(count << (CELL - 1)))
-        cells = suite.one_hot(moved, -CELL, CELLS, width=8 if x.shape[-1] < 256 else 16)
-        cells = cells if visible is None else cells.times(visible)
-        counts = cells.sum(-1)
+        width = 8 if x.shape[-1] < 256 else 16
+        counts = suite.tally(moved, -CELL, CELLS, visible, width)
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
         above = below[..., -1:] - below[..., :-1]
         bits = x.shape[-1].bit_length()

@@ -54,7 +54,7 @@ def _measured(job: Any) -> Any:
     from mpcache.benchmarking.pair import Measured
 
     entries = (Entry(rounds=7, sent_bytes=1500), Entry(rounds=7, sent_bytes=2500))
-    return Measured((0.2, 0.1, 0.4), entries, 3_000_000, 0.05, Work(9, 3), (0.001, 0.003))
+    return Measured((0.2, 0.1, 0.4), entries, entries, 3_000_000, 0.05, Work(9, 3), (0.001, 0.003))
 
 
 def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mpcache.calibration import Speeds
+from mpcache.calibration import Pace, Speeds
 from mpcache.config import load
 from mpcache.evaluation import pareto, pricing, runner, tasks
 from mpcache.evaluation.pricing import AXES, Clock, decode_price, front
@@ -58,7 +58,8 @@ def test_seconds_of_the_network_alone_by_hand() -> None:
 
 
 def test_a_calibrated_machine_adds_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = Speeds((1e-3, 0, 0, 0, 0), (0,) * 5, 0.07, 9)
+    pace = Pace((1e-3, 0, 0, 0, 0), (0,) * 5)
+    speeds = Speeds(pace, pace, 0.07, 9)
     monkeypatch.setattr(pricing.calibration, "load", lambda suite: (speeds, ""))
     clock = Clock.here()
     assert "calibration" in clock.note and "7%" in clock.note

@@ -36,13 +36,14 @@ def run(settings: Settings, keys: int, console: Console) -> dict[str, Any]:
         UsageError: a mistake in the input; nothing was started.
     """
     hidden = replace(settings, windows=keys, decode=1)
-    runner.prepare("passkey", hidden)  # its mistakes, too, come before any work
+    for task, given in (("perplexity", settings), ("passkey", hidden)):
+        runner.prepare(task, given)
+    with console.status("pricing"):  # seconds, and a policy that cannot be priced shows now
+        prices = priced(settings)
     measured = {
         "perplexity": runner.run("perplexity", settings, console),
         "passkey": runner.run("passkey", hidden, console),
     }
-    with console.status("pricing"):
-        prices = priced(settings)
     result = summary(settings, keys, measured, prices)
     publish(settings, result, console)
     return result

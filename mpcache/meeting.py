@@ -128,7 +128,6 @@ def meet_with_store(
     except BaseException:
         hang_up(list(socks.values()))
         raise
-    stack.callback(session.close)
     wires = stack.enter_context(_to_peer(config, rank, socks[1 - rank], ledger))
     stream = None
     if session.corrections is not None:

@@ -8,7 +8,6 @@ its seed. In a file the frames stand one after the other, and its end is the end
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -184,16 +183,17 @@ def to_file(write: Callable[[memoryview], None]) -> Callable[[Frame], None]:
 
 
 def from_file(descriptor: int) -> Callable[[], Frame]:
-    """For a `CorrectionStream`: frames come from an open file, from its beginning."""
-    at = 0
+    """For a `CorrectionStream`: frames come from an open file, which is closed at its end."""
+    file = open(descriptor, "rb", buffering=0)  # its thread reads alone, and owns it from here on
 
     def give() -> Frame:
-        nonlocal at
         frame = torch.empty(CHUNK, dtype=torch.uint8)
         room = memoryview(frame.numpy())  # type: ignore[arg-type]
         filled = 0
-        while filled < CHUNK and (got := os.preadv(descriptor, [room[filled:]], at)):
-            filled, at = filled + got, at + got
+        while filled < CHUNK and (got := file.readinto(room[filled:])):
+            filled += got
+        if filled < CHUNK:
+            file.close()
         return filled, frame
 
     return give

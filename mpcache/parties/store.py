@@ -350,9 +350,11 @@ class Store:
 
     def _delete(self, number: int) -> None:
         """Delete the files of session `number` and of those before it."""
-        for used in range(number, -1, -1):
+        there = set(os.listdir(self.folder))
+        for used in range(number + 1):
             for kind in self.header.sessions[used]:
-                (self.folder / session_file(used, kind)).unlink(missing_ok=True)
+                if session_file(used, kind) in there:
+                    os.unlink(self.folder / session_file(used, kind))
         sync_folder(self.folder)
 
     def close(self) -> None:
@@ -369,4 +371,6 @@ def _mark(found: os.stat_result) -> Mark:
 def _sha256(descriptor: int) -> str:
     with open(os.dup(descriptor), "rb") as file:
         file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)  # a duplicate shares its place with the original
+        return digest

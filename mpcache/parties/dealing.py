@@ -8,6 +8,7 @@ its seed. In a file the frames stand one after the other, and its end is the end
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 import time
@@ -184,7 +185,7 @@ def to_file(write: Callable[[memoryview], None]) -> Callable[[Frame], None]:
 
 def from_file(descriptor: int) -> Callable[[], Frame]:
     """For a `CorrectionStream`: frames come from an open file, which is closed at its end."""
-    file = open(descriptor, "rb", buffering=0)  # its thread reads alone, and owns it from here on
+    file = io.FileIO(descriptor)  # its thread reads alone, and owns it from here on
 
     def give() -> Frame:
         frame = torch.empty(CHUNK, dtype=torch.uint8)

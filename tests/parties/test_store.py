@@ -83,7 +83,7 @@ def test_files_are_for_their_owner_alone(folder: Path) -> None:
 def test_sessions_that_are_passed_over_are_deleted(folder: Path) -> None:
     assert claim(folder, 0, 1).number == 1
     assert names(folder / "party-0") == {"store.json", "index", "lock", "session-2.seed"}
-    with pytest.raises(MpcacheError, match="session 1 of .* cannot be claimed any more"):
+    with pytest.raises(MpcacheError, match=r"session 1 of .* cannot be claimed any more"):
         claim(folder, 0, 1)
     assert claim(folder, 0).number == 2
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_used_is_refused_and_left_as_it_is(folder: Path, damage: 
 def test_another_partys_store(folder: Path) -> None:
     with pytest.raises(UsageError, match="was dealt for party 1, and this is party 0; give the"):
         Store(folder / "party-1", 0)
-    with pytest.raises(UsageError, match="holds the stores of both parties; .* party-0"):
+    with pytest.raises(UsageError, match=r"holds the stores of both parties; .* party-0"):
         Store(folder, 0)
 
 
@@ -354,7 +354,7 @@ def test_a_crash_at_any_step_uses_no_session_twice(
         claimed.append(session.number)
     assert claimed == sorted(set(claimed))
     assert len(power.read) == len(set(power.read)) >= len(claimed)
-    used = [number for number in range(claimed[-1] + 1)]
+    used = range(claimed[-1] + 1)
     left = {name for name in names(folder / f"party-{rank}") if name.startswith("session")}
     assert not any(f"session-{number}.seed" in left for number in used)
 
@@ -431,7 +431,7 @@ def test_a_folder_that_cannot_be_written_uses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(MpcacheError, match="cannot be written .No space left on device."):
+        with pytest.raises(MpcacheError, match=r"cannot be written .No space left on device."):
             claim(folder, 0)
     assert claim(folder, 0).number == 0
 
@@ -465,7 +465,7 @@ def test_a_killed_dealer_leaves_nothing_that_can_be_used(
         raise KeyboardInterrupt
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".store.partial-")
-    with pytest.raises(UsageError, match="has no store.json"):
+    with pytest.raises(UsageError, match=r"has no store.json"):
         Store(left / "party-0", 0)
 
 
@@ -474,7 +474,7 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(MpcacheError, match="store cannot be written: No space left .* nothing"):
+    with pytest.raises(MpcacheError, match=r"store cannot be written: No space left .* nothing"):
         stock(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Two parties claim together: one number, one store, and twenty kills without a session used twice."""
+"""Two parties claim together: one store, one number, and none twice in twenty kills."""
 
 from __future__ import annotations
 

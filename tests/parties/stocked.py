@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from mpcache.parties.store import Session, Store
 from mpcache.parties.store_writer import StoreWriter
 
 TERMS = {"model": "tiny", "cache": {"policy": "full"}, "prompt_tokens": 81, "new_tokens": 16}
@@ -35,3 +36,14 @@ def copy_over(source: Path, target: Path) -> None:
     """As a backup is restored: the same names, contents, modes and times of modification."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
+
+
+def claim(folder: Path, rank: int, number: int | None = None) -> Session:
+    """Claim session `number`, the next if None, at one party alone."""
+    store = Store(folder / f"party-{rank}", rank)
+    return store.claim(store.next if number is None else number)
+
+
+def names(folder: Path) -> set[str]:
+    """The files of a folder."""
+    return {path.name for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""A store's files: what is dealt, what is refused and why, and what an interrupted dealer leaves."""
+"""A store's files: what is dealt, what is refused and why, what an interrupted dealer leaves."""
 
 from __future__ import annotations
 

@@ -71,6 +71,10 @@ Network = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Weights = Annotated[str | None, typer.Option(help="auto, required or synthetic.")]
 Report = Annotated[str | None, typer.Option(help="Folder of the results; runs/<id> by default.")]
+StoreOf = Annotated[
+    str | None,
+    typer.Option("--store", help="Correlations dealt ahead: what `mpcache deal` wrote there."),
+]
 Verify = Annotated[
     bool | None,
     typer.Option("--verify/--no-verify", help="Testing aid: open logits and compare them."),
@@ -124,6 +128,7 @@ def launch(
     verify: Verify = None,
     threads: Threads = None,
     chat: Chat = None,
+    store: StoreOf = None,
 ) -> None:
     """Start all parties on this host, generate, compare with the plaintext twin, report."""
     resolved = _config(
@@ -143,6 +148,7 @@ def launch(
         verify=verify,
         threads=threads,
         chat=chat,
+        store=store,
     )
     resolved = _with_prompt(resolved)
     from mpcache import launching
@@ -161,9 +167,10 @@ def party(
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     sets: Sets = None,
+    store: StoreOf = None,
 ) -> None:
     """Run one party on this host; the client's party is the one that takes the prompt."""
-    resolved = _config(config, sets, prompt=prompt, prompt_file=prompt_file)
+    resolved = _config(config, sets, prompt=prompt, prompt_file=prompt_file, store=store)
     if not 0 <= rank < resolved.parties:
         raise UsageError(
             f"--rank {rank} is no party of {resolved.parties}; expected 0 to {resolved.parties - 1}"
@@ -189,9 +196,42 @@ def deal(
         bool, typer.Option("--events", help="Write progress as JSON lines for `launch`.")
     ] = False,
     sets: Sets = None,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="Deal so many runs ahead, into --store.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --sessions: exact length of the prompts.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="With --sessions: the folder to write; must not exist.")
+    ] = None,
+    model: Model = None,
+    max_new_tokens: NewTokens = None,
+    cache: Cache = None,
+    threads: Threads = None,
 ) -> None:
-    """Run the dealer of a two-party run: it learns lengths, never the prompt or the weights."""
-    resolved = _config(config, sets)
+    """Be the dealer of a two-party run, or deal runs ahead; it learns lengths, nothing secret."""
+    ahead = {"--sessions": sessions, "--prompt-tokens": prompt_tokens, "--store": store}
+    missing = [name for name, value in ahead.items() if value is None]
+    if missing and len(missing) < len(ahead):
+        raise UsageError(
+            f"{' and '.join(missing)} missing: to deal ahead give all of {', '.join(ahead)}; to"
+            " deal for parties that run now, none of them"
+        )
+    resolved = _config(
+        config,
+        sets,
+        store=store,
+        model=model,
+        max_new_tokens=max_new_tokens,
+        cache=cache,
+        threads=threads,
+    )
+    if prompt_tokens is not None and sessions is not None:
+        from mpcache import stores
+
+        _finish(stores.deal_ahead(resolved, prompt_tokens, sessions, _console()))
+        return
     from mpcache import session
 
     _finish(session.deal_main(resolved, events=events))

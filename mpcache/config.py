@@ -31,7 +31,7 @@ BUILT_IN_PROMPT = (
     " into honey, which feeds the colony through the winter. What do the workers do?"
 )
 # What the parties need not agree on: the client's secret, and what concerns one host alone.
-_LOCAL_KEYS = ("prompt", "prompt_file", "report", "threads", "device")
+_LOCAL_KEYS = ("prompt", "prompt_file", "report", "store", "threads", "device")
 _LOCAL_NETWORK_KEYS = ("addresses", "keys", "timeout_s", "connect_timeout_s")
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -182,6 +182,9 @@ class RunConfig(_Section):
     verify: bool = Field(False, description="true or false: open logits to compare them")
     device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
     report: str | None = Field(None, description="a folder, or nothing for runs/<id>")
+    store: str | None = Field(
+        None, min_length=1, description="a folder of correlations dealt ahead, or nothing"
+    )
     ring: RingConfig = RingConfig()
     truncation: Literal["local"] = Field("local", description="local")
     owner: int = Field(0, ge=0, description="the rank of the party that owns the model")
@@ -232,16 +235,27 @@ class RunConfig(_Section):
                 "protocol dealer is for 2 parties, the owner 0 and the client 1; for 3 parties use"
                 " protocol: crypten"
             )
-        processes = self.parties + (self.protocol == "dealer")
-        if self.network.addresses and len(self.network.addresses) != processes:
+        if self.store is not None and self.protocol != "dealer":
+            raise ValueError(
+                f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"
+                " protocol: dealer"
+            )
+        # With a store the dealer's address is not needed, and may stay.
+        allowed = {self.processes, self.parties + (self.protocol == "dealer")}
+        if self.network.addresses and len(self.network.addresses) not in allowed:
             last = ", the dealer last" if self.protocol == "dealer" else ""
             raise ValueError(
-                f"network.addresses: {len(self.network.addresses)} addresses for {processes}"
+                f"network.addresses: {len(self.network.addresses)} addresses for {self.processes}"
                 f" processes; expected one each, in the order of their ranks{last}"
             )
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("prompt and prompt_file are both set; keep one of them")
         return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes a run has: its parties, and the dealer where it is live."""
+        return self.parties + (self.protocol == "dealer" and self.store is None)
 
 
 def load(yaml_path: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:

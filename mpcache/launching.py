@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gc
 import os
 import sys
@@ -38,14 +37,15 @@ from mpcache.report.files import new_run_id, run_folder, write_config
 from mpcache.report.record import (
     PHASES,
     Agreement,
-    DealerRecord,
     NearTie,
     PartyRecord,
     PlainRun,
     PredictedParty,
     RunRecord,
 )
+from mpcache.screen import Screen, write
 from mpcache.session import encode_prompt
+from mpcache.stores import check_both, party_folder
 
 # In suite crypten tensors as big as the weights come and go at every product; keeping their
 # pages saves a third of the time.
@@ -67,16 +67,17 @@ def launch(config: RunConfig, console: Console) -> int:
         MpcacheError: the run failed, or its checks did.
     """
     source, ids = _prepare(config, console)
+    supply = "" if config.store is None else check_both(config, source.spec, len(ids))
     run_id = new_run_id()
     folder = run_folder(config, run_id)
     write_config(folder, config)
     console.print(
         f"{escape(source.spec.name)} ({source.kind}, {escape(source.origin)}), {len(ids)} prompt"
         f" tokens, {config.parties} parties, protocol {config.protocol}, cache"
-        f" {config.cache.policy}",
+        f" {config.cache.policy}{escape(f', {supply}' * bool(supply))}",
         soft_wrap=True,
     )
-    screen = _Screen(console, source, config)
+    screen = Screen(console, source, config)
     with _Beside(lambda go_on: predict_run(config, source.spec, len(ids), go_on)) as predicting:
         with console.status("plaintext twin"):
             plain = Twin(config, source.spec, source.lazy()).generate(ids)
@@ -156,10 +157,10 @@ def generate_plain(config: RunConfig, console: Console) -> int:
 
     def show(position: int, token: int | None) -> None:
         if token is not None:
-            _write(console, decoder.push(token))
+            write(console, decoder.push(token))
 
     plain = twin.generate(ids, on_token=show)
-    _write(console, decoder.flush() + "\n")
+    write(console, decoder.flush() + "\n")
     run = _plain_run(plain, config.max_new_tokens - 1)
     console.print(
         f"plaintext twin: prefill {run.prefill_seconds:.2f} s for {len(ids)} tokens,"
@@ -257,16 +258,10 @@ def _check_device(config: RunConfig) -> None:
         raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
 
 
-def _write(console: Console, text: str) -> None:
-    """Text of the answer, as it is: neither wrapped nor read as markup."""
-    console.file.write(text)
-    console.file.flush()
-
-
 # --- the parties ---------------------------------------------------------------------------------
 
 
-def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Screen) -> None:
+def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Screen) -> None:
     """Start one process a party and watch them to their end.
 
     Raises:
@@ -274,18 +269,19 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Sc
     """
     with tempfile.TemporaryDirectory(prefix="mpcache-") as scratch:
         path = _party_config(config, Path(scratch))
-        program = [sys.executable, "-m", "mpcache", "party"]
+        program = [sys.executable, "-m", "mpcache", "party", "--config", str(path), "--events"]
         commands = [
             PartyCommand(
                 rank,
                 peer_name(rank),
-                [*program, "--rank", str(rank), "--config", str(path), "--events"],
-                {"session": run_id} | ({"prompt": list(ids)} if rank == config.client else {}),
+                [*program, "--rank", str(rank), *_store_of(config, rank)],
+                {"session": run_id, "store_verified": config.store is not None}
+                | ({"prompt": list(ids)} if rank == config.client else {}),
                 os.environ | (_KEEP_PAGES if config.protocol == "crypten" else {}),
             )
             for rank in range(config.parties)
         ]
-        if config.protocol == "dealer":
+        if config.processes > config.parties:
             argv = [sys.executable, "-m", "mpcache", "deal", "--config", str(path), "--events"]
             commands.append(PartyCommand(DEALER, "the dealer", argv, {"session": run_id}))
         with screen:
@@ -295,77 +291,27 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: _Sc
         raise MpcacheError(message)
 
 
+def _store_of(config: RunConfig, rank: int) -> list[str]:
+    """Each party is told of its own store alone."""
+    if config.store is None:
+        return []
+    return ["--store", str(party_folder(Path(config.store).absolute(), rank))]
+
+
 def _party_config(config: RunConfig, scratch: Path) -> Path:
     """Write what the parties need: addresses and throw-away keys filled in, the prompt left out."""
     values = yaml.safe_load(to_yaml(config))
-    processes = config.parties + (config.protocol == "dealer")
     network = values["network"]
     if not network["addresses"]:
-        addresses = loopback_addresses(processes)
+        addresses = loopback_addresses(config.processes)
         network["addresses"] = [f"{host}:{port}" for host, port in addresses]
     if config.network.tls and not config.network.keys:
         keys = scratch / "keys"
-        make_keys(keys, processes, days=1)
+        make_keys(keys, config.processes, days=1)
         network["keys"] = str(keys)
     path = scratch / "party.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-class _Screen:
-    """What the launcher shows and keeps of the parties' events."""
-
-    def __init__(self, console: Console, source: Source, config: RunConfig) -> None:
-        self.console, self.config = console, config
-        self.layers = source.spec.layers
-        self.synthetic = source.kind == "synthetic"
-        self.decoder = source.tokenizer().stream()
-        self.status = console.status("starting the parties")
-        self.ids: list[int] = []
-        self.logits: list[torch.Tensor] = []
-        self.results: dict[int, dict[str, Any]] = {}
-        self.dealer: DealerRecord | None = None
-
-    def __enter__(self) -> _Screen:
-        self.status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.status.stop()
-        if self.ids:
-            _write(self.console, self.decoder.flush() + "\n")
-
-    def on_event(self, rank: int, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "progress" and rank == self.config.client:
-            self._progress(str(event.get("where", "")))
-        elif kind == "token" and rank == self.config.client:
-            self._token(int(event["id"]))
-        elif kind == "logits" and rank == self.config.client:
-            raw = bytearray(base64.b64decode(event["float32"]))
-            self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
-        elif kind == "dealt":
-            self.dealer = DealerRecord(
-                int(event["bytes"]), float(event["seconds"]), float(event["elapsed_seconds"])
-            )
-        elif kind == "result":
-            self.results[rank] = event
-
-    def _progress(self, where: str) -> None:
-        text = where
-        if where.startswith("prefill/layer"):
-            text = f"prefill: layer {int(where.removeprefix('prefill/layer')) + 1}/{self.layers}"
-        self.status.update(text)
-        if not self.console.is_terminal and where in PHASES:
-            self.console.print(f"[dim]{where} ...[/]")
-
-    def _token(self, token: int) -> None:
-        if not self.ids:
-            self.status.stop()
-            label = "text (MEANINGLESS: synthetic weights)" if self.synthetic else "text"
-            _write(self.console, f"{label}: ")
-        self.ids.append(token)
-        _write(self.console, self.decoder.push(token))
 
 
 # --- the comparison ------------------------------------------------------------------------------
@@ -378,7 +324,7 @@ def _plain_run(plain: Generation, steps: int) -> PlainRun:
 
 
 def _agreement(
-    config: RunConfig, source: Source, ids: Sequence[int], plain: Generation, screen: _Screen
+    config: RunConfig, source: Source, ids: Sequence[int], plain: Generation, screen: Screen
 ) -> Agreement:
     """Compare token by token with what the twin says on the same prefix, under the same policy."""
     if screen.ids != plain.ids:  # the twin's weights were let go; load them again

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dealt:
-    """What a party holds from the dealer: its seed, expanded, and party 1's corrections."""
+    """What a party holds from the dealer: its seed, expanded, and party 1's corrections.
+
+    `prompt_tokens` is the one length that a store was dealt for; a live dealer is told.
+    """
 
     seed: Randomness
     corrections: Corrections | None
+    prompt_tokens: int | None = None
 
 
 OnToken = Callable[[int, int | None], None]
@@ -180,6 +184,11 @@ def run_secure(
     with ExitStack() as stack:
         with ledger.scope("setup"):
             count = _agree_on_length(config, spec, wires, prompt)
+            if dealt is not None and dealt.prompt_tokens not in (None, count):
+                raise MpcacheError(
+                    f"party {config.client} announced a prompt of {count} tokens, and the store"
+                    f" was dealt for {dealt.prompt_tokens}"
+                )
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors)
         request = Request(prompt, count, config.max_new_tokens, keep_logits=config.verify)

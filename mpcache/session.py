@@ -18,26 +18,19 @@ from typing import IO, Any
 
 import torch
 
-from mpcache import __version__
-from mpcache.config import BUILT_IN_PROMPT, RunConfig, digest
+from mpcache.config import BUILT_IN_PROMPT, RunConfig
 from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
 from mpcache.kernels.prg import SEED_BYTES, Stream
+from mpcache.meeting import endpoint, greeting, meet_dealer, meet_with_store
 from mpcache.models.registry import Source, check_prompt, find
-from mpcache.parties.dealing import (
-    DEALER,
-    CorrectionStream,
-    Sender,
-    hand_out_seeds,
-    take_seed,
-)
-from mpcache.parties.dial import Address, Endpoint, meet
+from mpcache.parties.dealing import DEALER, CorrectionStream, Sender, hand_out_seeds, to_wires
+from mpcache.parties.dial import meet
 from mpcache.parties.events import Events, read_secrets, watch_parent
-from mpcache.parties.handshake import Hello
 from mpcache.parties.names import peer_name
-from mpcache.parties.tls import Identity
+from mpcache.parties.store import Session
 from mpcache.parties.transport import Wires, connect
-from mpcache.program import LENGTH, Dealt, check_length, deal, kept_of, run_secure
+from mpcache.program import LENGTH, check_length, deal, kept_of, run_secure
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Ledger
 from mpcache.report.files import run_folder, write_atomic
@@ -62,7 +55,12 @@ def party_main(
         return _run(config, rank, _ByHand(config, rank, sys.stdout, sys.stderr), prompt, BY_HAND)
     return _under_launch(
         lambda secrets, voice: _run(
-            config, rank, voice, secrets.get("prompt"), _session_of(secrets)
+            config,
+            rank,
+            voice,
+            secrets.get("prompt"),
+            _session_of(secrets),
+            verified=bool(secrets.get("store_verified")),
         )
     )
 
@@ -102,6 +100,10 @@ class _Launched:
     def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
         self.out.emit("dealt", bytes=dealt_bytes, seconds=seconds, elapsed_seconds=elapsed)
 
+    def claimed(self, session: Session) -> None:
+        if session.corrections is not None:
+            self.out.emit("dealt", bytes=session.dealt_bytes, store=True)
+
     def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
         for position, row in enumerate(logits):
             packed = base64.b64encode(row.to(torch.float32).numpy().tobytes()).decode()
@@ -129,6 +131,14 @@ class _ByHand:
     def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
         print(f"dealer: {dealt_bytes:,} bytes in {seconds:.1f} s of work", file=self.err)
 
+    def claimed(self, session: Session) -> None:
+        print(
+            f"party {self.rank}: session {session.number + 1} of {session.of} from its store,"
+            f" {session.dealt_bytes:,} bytes dealt ahead",
+            file=self.err,
+            flush=True,
+        )
+
     def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
         if self.decoder is not None:
             print(self.decoder.flush(), file=self.out, flush=True)
@@ -149,7 +159,12 @@ def _token_place(position: int) -> str:
 
 
 def _run(
-    config: RunConfig, rank: int, voice: Any, prompt: str | Sequence[int] | None, session: str
+    config: RunConfig,
+    rank: int,
+    voice: Any,
+    prompt: str | Sequence[int] | None,
+    session: str,
+    verified: bool = False,
 ) -> int:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
     owner, client = rank == config.owner, rank == config.client
@@ -165,14 +180,19 @@ def _run(
     ledger.on_enter = lambda path: _report_progress(voice, path)
     voice.where("connect")
     gc.freeze()  # what is loaded stays: collections need not look at it again
-    hello = _hello(config, rank, source, session)
+    hello = greeting(config, rank, source.spec, session)
+    length = len(ids) if ids is not None else None
     with ExitStack() as stack, torch.inference_mode():
-        if config.protocol == "dealer":
-            length = len(ids) if ids is not None else None
-            wires, dealt = _meet_dealer(config, rank, hello, ledger, length, stack)
+        dealt = None
+        if config.store is not None:
+            wires, dealt, claimed = meet_with_store(
+                config, rank, source.spec, hello, ledger, length, verified, stack
+            )
+            voice.claimed(claimed)
+        elif config.protocol == "dealer":
+            wires, dealt = meet_dealer(config, rank, hello, ledger, length, stack)
         else:
-            wires = stack.enter_context(connect(_endpoint(config, rank), hello, ledger))
-            dealt = None
+            wires = stack.enter_context(connect(endpoint(config, rank), hello, ledger))
         try:
             result = run_secure(config, source.spec, wires, tensors, ids, voice.token, dealt)
             if dealt is not None and isinstance(dealt.corrections, CorrectionStream):
@@ -183,39 +203,6 @@ def _run(
             raise
         voice.result(_record(wires, result), result.logits)
     return 0
-
-
-def _meet_dealer(
-    config: RunConfig,
-    rank: int,
-    hello: Hello,
-    ledger: Ledger,
-    prompt_tokens: int | None,
-    stack: ExitStack,
-) -> tuple[Wires, Dealt]:
-    """Connect to the peer and to the dealer, who learns the prompt's length from the client."""
-    socks = meet(_endpoint(config, rank), hello)
-    timeout = config.network.timeout_s
-    link = stack.enter_context(
-        Wires({DEALER: socks[DEALER]}, Ledger(rank, DEALER + 1), timeout_s=timeout)
-    )
-    wires = stack.enter_context(
-        Wires(
-            {1 - rank: socks[1 - rank]},
-            ledger,
-            timeout_s=timeout,
-            rtt_ms=config.network.rtt_ms,
-            mbps=config.network.mbps,
-        )
-    )
-    if prompt_tokens is not None:
-        link.exchange(LENGTH, {DEALER: [torch.tensor([prompt_tokens])]}, {})
-    seed = Stream(take_seed(link))
-    stream = None
-    if rank == 1:
-        stream = CorrectionStream(link)
-        stack.callback(stream.close)
-    return wires, Dealt(seed, stream)
 
 
 def deal_main(config: RunConfig, *, events: bool = False) -> int:
@@ -232,11 +219,16 @@ def deal_main(config: RunConfig, *, events: bool = False) -> int:
 def _deal(config: RunConfig, voice: Any, session: str) -> int:
     if config.protocol != "dealer":
         raise UsageError(f"protocol {config.protocol} has no dealer; set protocol: dealer")
+    if config.store is not None:
+        raise UsageError(
+            "with a store the parties need no live dealer; leave out store, or deal one ahead"
+            " with --sessions"
+        )
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
     source = find(config.model, "synthetic", config.seed)
     voice.where("connect")
-    hello = _hello(config, DEALER, source, session)
-    socks = meet(_endpoint(config, DEALER), hello)
+    hello = greeting(config, DEALER, source.spec, session)
+    socks = meet(endpoint(config, DEALER), hello)
     timeout = config.network.timeout_s
     with ExitStack() as stack, torch.inference_mode():
         links = {
@@ -251,7 +243,7 @@ def _deal(config: RunConfig, voice: Any, session: str) -> int:
         seeds = [system_random.token_bytes(SEED_BYTES) for _ in range(2)]
         hand_out_seeds(links, seeds)
         voice.where("dealing")
-        sender = Sender(links[1])
+        sender = Sender(to_wires(links[1]))
         began = time.perf_counter()
         dealt = deal(config, source.spec, count, (Stream(seeds[0]), Stream(seeds[1])), sender.emit)
         sender.finish()
@@ -290,40 +282,6 @@ def _report_progress(voice: Any, path: str) -> None:
         voice.where(phase)
     elif phase == "prefill" and len(inside) == 1 and inside[0].startswith("layer"):
         voice.where(path)
-
-
-def _hello(config: RunConfig, rank: int, source: Source, session: str) -> Hello:
-    world = len(config.network.addresses)
-    return Hello(__version__, digest(config), source.spec.digest(), rank, world, session)
-
-
-def _endpoint(config: RunConfig, rank: int) -> Endpoint:
-    network = config.network
-    if not network.addresses:
-        raise UsageError(
-            "network.addresses is empty; a party needs one host:port a party, in the order of"
-            " their ranks (`mpcache launch` chooses them itself)"
-        )
-    if network.tls and not network.keys:
-        raise UsageError(
-            "network.keys is not set; make keys with `mpcache keys FOLDER`, give every party its"
-            " own, and set network.keys, or spell out network.tls: off"
-        )
-    identity = Identity.of(network.keys, rank) if network.tls and network.keys else None
-    return Endpoint(
-        rank,
-        tuple(_address(text) for text in network.addresses),
-        identity,
-        timeout_s=network.timeout_s,
-        connect_timeout_s=network.connect_timeout_s,
-        rtt_ms=network.rtt_ms,
-        mbps=network.mbps,
-    )
-
-
-def _address(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _record(wires: Wires, result: Generation) -> dict[str, Any]:

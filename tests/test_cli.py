@@ -110,6 +110,13 @@ def test_named_options_over_set_over_file(started: _Started, tmp_path: Path) -> 
         (["party", "--rank", "-1"], "--rank -1 is no party"),
         (["party", "--rank", "0", "--prompt", "hi"], "party 0 must not learn the prompt"),
         (["keys", "MISSING", "--parties", "4"], "expected 2 or 3"),
+        (["deal", "--sessions", "2"], "--prompt-tokens and --store missing: to deal ahead give"),
+        (["deal", "--store", "MISSING"], "--sessions and --prompt-tokens missing"),
+        (
+            ["deal", "--sessions", "0", "--prompt-tokens", "3", "--store", "MISSING"],
+            "--sessions",
+        ),
+        (["launch", "--protocol", "crypten", "--store", "MISSING"], "takes nothing from a store"),
         (["report", "MISSING"], "does not exist"),
         (["nonsense"], "No such command"),
         ([], "Usage"),

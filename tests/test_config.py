@@ -155,11 +155,22 @@ def test_shipped_configurations_load() -> None:
         find("demo-2p")
 
 
+def test_with_a_store_the_dealer_needs_no_address() -> None:
+    two, three = ["a:1", "b:2"], ["a:1", "b:2", "c:3"]
+    for addresses in (two, three):
+        made = load(None, {"store": "x", "network": {"addresses": addresses}})
+        assert made.processes == 2
+    assert load(None, {"network": {"addresses": three}}).processes == 3
+    with pytest.raises(UsageError, match="1 addresses for 2 processes"):
+        load(None, {"store": "x", "network": {"addresses": two[:1]}})
+
+
 def test_digest_holds_what_parties_must_agree_on() -> None:
     base = digest(RunConfig())
     local = {
         "prompt": "x",
         "report": "elsewhere",
+        "store": "stock/party-1",
         "threads": 3,
         "network": {"addresses": ["a:1", "b:2", "c:3"], "keys": "k", "timeout_s": 5.0},
     }

@@ -253,6 +253,11 @@ def test_the_dealer_must_have_dealt_what_was_used() -> None:
     record = replace(make_record(), dealer=DealerRecord(0, 1.0, 2.0))
     report = build_report(record)
     assert report["checks"]["measured_equals_predicted"]
-    assert report["secure"]["dealer"] == {"dealt_bytes": 0, "seconds": 1.0, "elapsed_seconds": 2.0}
+    assert report["secure"]["dealer"] == {
+        "dealt_bytes": 0,
+        "seconds": 1.0,
+        "elapsed_seconds": 2.0,
+        "source": "live",
+    }
     record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
     assert not build_report(record)["checks"]["measured_equals_predicted"]

@@ -1,16 +1,18 @@
-"""The wire between the dealer and the parties: seeds, then a stream of corrections.
+"""Between the dealer and the parties: seeds, then a stream of corrections.
 
-The dealer runs ahead of the parties, as far as a bounded queue and the sockets' buffers let it.
-Corrections travel as frames of one size, so that their boundaries say nothing but how many bytes
-have been dealt; they go to party 1 alone, party 0 gets its seed.
+The dealer runs ahead of the parties: live, as far as a bounded queue and the sockets' buffers let
+it, or days before them, into a store. Corrections travel as frames of one size, so that their
+boundaries say nothing but how many bytes have been dealt; they go to party 1 alone, party 0 gets
+its seed. In a file the frames stand one after the other, and its end is the end of the last.
 """
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,17 +25,21 @@ CHUNK = 1 << 20  # bytes of corrections in a frame
 AHEAD = 64  # frames that wait at party 1
 DEALER = 2  # the dealer's rank among the three processes of a two-party run
 _FRAME = [Spec((1,)), Spec((CHUNK,), torch.uint8)]
+Frame = tuple[int, torch.Tensor]  # how many bytes of it count, and CHUNK bytes
 
 
 class Sender:
     """The dealer's end: packs corrections into frames for party 1.
 
+    Args:
+        take: gets each frame, which is overwritten afterwards; the last is not full.
+
     Attributes:
-        seconds: time spent waiting for party 1 to take frames.
+        seconds: time spent until frames were taken.
     """
 
-    def __init__(self, wires: Wires) -> None:
-        self.wires = wires
+    def __init__(self, take: Callable[[Frame], None]) -> None:
+        self.take = take
         self.seconds = 0.0
         self._frame = torch.empty(CHUNK, dtype=torch.uint8)
         self._filled = 0
@@ -50,24 +56,28 @@ class Sender:
                 self._send()
 
     def finish(self) -> None:
-        """Send what is left; a frame that is not full is the last."""
+        """Hand over what is left; a frame that is not full is the last."""
         self._frame[self._filled :] = 0
         self._send()
 
     def _send(self) -> None:
         began = time.perf_counter()
-        self.wires.exchange("dealt", {1: [torch.tensor([self._filled]), self._frame]}, {})
+        self.take((self._filled, self._frame))
         self.seconds += time.perf_counter() - began
         self._filled = 0
 
 
 class CorrectionStream:
-    """Party 1's end: a thread takes frames off the wire, `ring` reads them in order."""
+    """Party 1's end: a thread takes frames ahead of their use, `ring` reads them in order.
 
-    def __init__(self, wires: Wires) -> None:
-        self.wires = wires
+    Args:
+        give: waits for the next frame; not asked again after one that is not full.
+    """
+
+    def __init__(self, give: Callable[[], Frame]) -> None:
+        self.give = give
         self.seconds = 0.0
-        self._queue: queue.Queue[tuple[int, torch.Tensor] | BaseException] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[Frame | BaseException] = queue.Queue(AHEAD)
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._at = 0
         self._ended = False
@@ -79,15 +89,12 @@ class CorrectionStream:
         filled = CHUNK
         try:
             while filled == CHUNK and not self._stopped.is_set():
-                count, frame = self.wires.exchange("dealt", {}, {DEALER: _FRAME})[DEALER]
-                filled = int(count.item())
-                if not 0 <= filled <= CHUNK:
-                    raise MpcacheError(f"the dealer announced a frame of {filled} bytes")
+                filled, frame = self.give()
                 self._put((filled, frame))
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: tuple[int, torch.Tensor] | BaseException) -> None:
+    def _put(self, item: Frame | BaseException) -> None:
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=0.2)
@@ -139,8 +146,58 @@ class CorrectionStream:
             raise MpcacheError(f"{left} bytes or more of dealt corrections were left over")
 
     def close(self) -> None:
-        """Stop the thread; the wires are closed by their owner."""
+        """Stop the thread; wires and files are closed by their owner."""
         self._stopped.set()
+
+
+def to_wires(wires: Wires) -> Callable[[Frame], None]:
+    """For a `Sender`: frames go to party 1 as they are full."""
+
+    def take(frame: Frame) -> None:
+        filled, data = frame
+        wires.exchange("dealt", {1: [torch.tensor([filled]), data]}, {})
+
+    return take
+
+
+def from_wires(wires: Wires) -> Callable[[], Frame]:
+    """For a `CorrectionStream`: frames come from the dealer."""
+
+    def give() -> Frame:
+        count, frame = wires.exchange("dealt", {}, {DEALER: _FRAME})[DEALER]
+        filled = int(count.item())
+        if not 0 <= filled <= CHUNK:
+            raise MpcacheError(f"the dealer announced a frame of {filled} bytes")
+        return filled, frame
+
+    return give
+
+
+def to_file(write: Callable[[memoryview], None]) -> Callable[[Frame], None]:
+    """For a `Sender`: the bytes of frames go to `write`."""
+
+    def take(frame: Frame) -> None:
+        filled, data = frame
+        write(memoryview(data.numpy())[:filled])  # type: ignore[arg-type]
+
+    return take
+
+
+def from_file(descriptor: int) -> Callable[[], Frame]:
+    """For a `CorrectionStream`: frames come from an open file, which is closed at its end."""
+    file = io.FileIO(descriptor)  # its thread reads alone, and owns it from here on
+
+    def give() -> Frame:
+        frame = torch.empty(CHUNK, dtype=torch.uint8)
+        room = memoryview(frame.numpy())  # type: ignore[arg-type]
+        filled = 0
+        while filled < CHUNK and (got := file.readinto(room[filled:])):
+            filled += got
+        if filled < CHUNK:
+            file.close()
+        return filled, frame
+
+    return give
 
 
 def hand_out_seeds(links: dict[int, Wires], seeds: Sequence[bytes]) -> None:

@@ -42,7 +42,7 @@ class Hello:
     session: str
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """This party refuses its peer; the text is told to both."""
 
 
@@ -59,15 +59,15 @@ def greet(sock: socket.socket, mine: Hello, expected: Sequence[int]) -> int:
     try:
         try:
             rank = _agree(sock, mine, expected)
-        except _Refused as refusal:
+        except Refused as refusal:
             with contextlib.suppress(OSError):
-                _send(sock, {"refused": str(refusal)[:MAX_TEXT]})
+                send(sock, {"refused": str(refusal)[:MAX_TEXT]})
             raise PeerError(peer, STEP, f"refused: {refusal}") from None
         peer = peer_name(rank)
-        _send(sock, {"agreed": True})
-        answer = _receive(sock)
+        send(sock, {"agreed": True})
+        answer = receive(sock)
         if answer.get("agreed") is not True:
-            raise _refusal(answer)
+            raise refusal_in(answer)
     except TimeoutError:
         raise PeerError(peer, STEP, f"no answer for {sock.gettimeout():g} s") from None
     except ssl.SSLError as error:
@@ -75,32 +75,32 @@ def greet(sock: socket.socket, mine: Hello, expected: Sequence[int]) -> int:
     except (OSError, EOFError):
         hint = "" if isinstance(sock, ssl.SSLSocket) else ": is tls off at this end only?"
         raise PeerError(peer, STEP, f"the connection ended during the greeting{hint}") from None
-    except _Refused as refusal:
+    except Refused as refusal:
         raise PeerError(peer, STEP, str(refusal)) from None
     return rank
 
 
 def _agree(sock: socket.socket, mine: Hello, expected: Sequence[int]) -> int:
     if isinstance(sock, ssl.SSLSocket) and (wrong := check_name(sock, expected)):
-        raise _Refused(wrong)
-    _send(sock, {"hello": asdict(mine)})
-    answer = _receive(sock)
+        raise Refused(wrong)
+    send(sock, {"hello": asdict(mine)})
+    answer = receive(sock)
     if "refused" in answer:
-        raise PeerError(any_of(expected), STEP, str(_refusal(answer)))
+        raise PeerError(any_of(expected), STEP, str(refusal_in(answer)))
     hello = _parse(answer)
     for field in fields(Hello):
         ours, theirs = getattr(mine, field.name), getattr(hello, field.name)
         if field.name == "rank":
             if theirs not in expected:
                 wanted = " or ".join(map(str, expected))
-                raise _Refused(f"rank is {theirs}, expected {wanted}")
+                raise Refused(f"rank is {theirs}, expected {wanted}")
         elif ours != theirs:
-            raise _Refused(
+            raise Refused(
                 f"{field.name} differs: {_short(field.name, ours)} at {peer_name(mine.rank)},"
                 f" {_short(field.name, theirs)} at {peer_name(hello.rank)}"
             )
     if isinstance(sock, ssl.SSLSocket) and (wrong := check_name(sock, [hello.rank])):
-        raise _Refused(wrong)
+        raise Refused(wrong)
     return hello.rank
 
 
@@ -109,18 +109,18 @@ def _short(name: str, value: object) -> str:
     return text[:_SHOWN] if name.endswith("digest") else text
 
 
-def _refusal(answer: dict[str, object]) -> _Refused:
+def refusal_in(answer: dict[str, object]) -> Refused:
     why = printable(str(answer.get("refused", "no reason given")))
-    return _Refused(f"refused this party: {why}")
+    return Refused(f"refused this party: {why}")
 
 
 def _parse(answer: dict[str, object]) -> Hello:
     """The peer's Hello, every key and type checked."""
     body = answer.get("hello")
     if len(answer) != 1 or not isinstance(body, dict):
-        raise _Refused("the greeting is not one that mpcache sends")
+        raise Refused("the greeting is not one that mpcache sends")
     if set(body) != {field.name for field in fields(Hello)}:
-        raise _Refused("the greeting has other fields than this version's")
+        raise Refused("the greeting has other fields than this version's")
     for field in fields(Hello):
         value = body[field.name]
         if field.name in ("rank", "world"):
@@ -128,25 +128,25 @@ def _parse(answer: dict[str, object]) -> Hello:
         else:
             good = type(value) is str and len(value) <= MAX_TEXT
         if not good:
-            raise _Refused(f"the greeting's {field.name} is not of the right type or size")
+            raise Refused(f"the greeting's {field.name} is not of the right type or size")
     return Hello(**body)
 
 
-def _send(sock: socket.socket, message: dict[str, object]) -> None:
+def send(sock: socket.socket, message: dict[str, object]) -> None:
     data = json.dumps(message).encode()
     sock.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def _receive(sock: socket.socket) -> dict[str, object]:
+def receive(sock: socket.socket) -> dict[str, object]:
     (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
     if length > _MAX_MESSAGE:
-        raise _Refused("it does not speak mpcache's protocol: is tls off at one end only?")
+        raise Refused("it does not speak mpcache's protocol: is tls off at one end only?")
     try:
         message = json.loads(_exactly(sock, length))
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise _Refused("the greeting is not one that mpcache sends")
+        raise Refused("the greeting is not one that mpcache sends")
     return message
 
 

@@ -32,6 +32,11 @@ DEALER_WARNING = (
     " launch runs all three on one host, for measuring"
 )
 
+STORE_WARNING = (
+    "suite dealer protects as long as no two of party 0, party 1 and the dealer work together, and"
+    " nobody has read both parties' stores; launch has both of them on one host, for measuring"
+)
+
 
 def build_report(record: RunRecord) -> dict[str, Any]:
     """The report of a run as plain values; bytes and seconds are numbers, lists are by rank.
@@ -92,7 +97,7 @@ def warnings(record: RunRecord) -> list[str]:
     if record.config.protocol == "crypten":
         found.extend(CRYPTEN_WARNINGS)
     if record.config.protocol == "dealer":
-        found.append(DEALER_WARNING)
+        found.append(DEALER_WARNING if record.config.store is None else STORE_WARNING)
     if not record.config.network.tls:
         found.append("tls is off: whoever sees the wires sees all shares")
     if record.config.verify:

@@ -168,7 +168,9 @@ def _time(report: dict[str, Any]) -> Markup:
     """Seconds of each party by component: a party's own waits are taken off its own time."""
     shown: list[Any] = [tag("h3", "Time by component")]
     dealer = report["secure"].get("dealer")
-    if dealer:
+    if dealer and dealer.get("source") == "store":
+        shown.append(tag("p", "All correlations were dealt ahead from a store; no dealer ran."))
+    elif dealer:
         shown.append(
             tag(
                 "p",

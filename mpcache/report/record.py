@@ -137,12 +137,14 @@ class DealerRecord:
 
     Attributes:
         dealt_bytes: corrections that it emitted for party 1.
-        seconds: its work; `elapsed_seconds` also holds its waits for party 1.
+        seconds: its work in this run; `elapsed_seconds` also holds its waits for party 1.
+        source: ``live``, or ``store`` where all was dealt ahead and no dealer ran.
     """
 
     dealt_bytes: int
     seconds: float
     elapsed_seconds: float
+    source: Literal["live", "store"] = "live"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     if any(prefill["dealt_bytes"]) or any(secure["decode"]["dealt_bytes"]):
         rows.append(("bytes dealt, prefill", "-", by_party(prefill["dealt_bytes"])))
         rows.append(("bytes dealt, a token", "-", by_party(token["dealt_bytes"])))
-    if "dealer" in secure:
+    if secure.get("dealer", {}).get("source") == "store":
+        rows.append(("dealer's work, all", "-", "0, dealt ahead from a store"))
+    elif "dealer" in secure:
         rows.append(("dealer's work, all", "-", in_seconds(secure["dealer"]["seconds"])))
     return rows
 

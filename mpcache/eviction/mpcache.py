@@ -14,11 +14,12 @@ from typing import ClassVar, Literal
 import torch
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
+from mpcache.eviction.oblivious import top
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import matmul, product, scale
 from mpcache.protocols.comparison import extrema, maximum
 from mpcache.protocols.operation import Machine, Value
-from mpcache.protocols.selection import best, top_k
+from mpcache.protocols.selection import best
 from mpcache.protocols.softmax import attend, attention, scores_of
 
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
@@ -26,6 +27,8 @@ SIMILARITY = {"magnitude": 21, "keep": 10}
 # Means of scores, summed over a group.
 MEAN_SCORE = {"magnitude": 8, "keep": 10}
 OBSERVED = 0.2  # the paper's share of the prompt's last queries that judge importance
+
+MANY = 1 << 30  # more clusters than there are: none doubles
 
 
 def share_of(share: float, count: int) -> int:
@@ -183,18 +186,11 @@ class MPCacheCache(Cache):
         Args:
             importance: [tokens]. keys, values: [kv_heads, tokens, head_dim].
         """
-        heads, tokens, width = keys.shape
-        kept = self.policy.static_kept(tokens)
-        if kept == tokens:
-            return keys, values
-        first, last = self.policy.sink, tokens - self.policy.recent
-        rows = top_k(machine, importance[first:last], kept - self.policy.sink - self.policy.recent)
-        both = machine.cat([keys, values], 0)
-        middle = both[:, first:last].permute(1, 0, 2).reshape(last - first, 2 * heads * width)
-        chosen = matmul(machine, rows, middle)
-        chosen = chosen.reshape(rows.shape[0], 2 * heads, width).permute(1, 0, 2)
-        both = machine.keep(machine.cat([both[:, :first], chosen, both[:, last:]], 1))
-        return both[:heads], both[heads:]
+        policy = self.policy
+        kept = top(
+            machine, importance, policy.static_kept(keys.shape[1]), policy.sink, policy.recent
+        )
+        return kept.stored(machine, keys, values)
 
     # --- summaries -----------------------------------------------------------------------------
 

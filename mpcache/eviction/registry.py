@@ -7,11 +7,29 @@ from typing import Any
 
 from mpcache.errors import UsageError
 from mpcache.eviction.base import Policy
+from mpcache.eviction.clusterkv import ClusterKV
+from mpcache.eviction.d2o import D2O
+from mpcache.eviction.ems import EMS
 from mpcache.eviction.full import Full
+from mpcache.eviction.h2o import H2O
+from mpcache.eviction.kvcrush import KVCrush
 from mpcache.eviction.mpcache import MPCache, share_of
+from mpcache.eviction.mpcache_paper import MPCachePaper
 from mpcache.eviction.names import POLICY_NAMES
+from mpcache.eviction.oracle import Oracle
+from mpcache.eviction.quest import Quest
+from mpcache.eviction.scissorhands import Scissorhands
+from mpcache.eviction.snapkv import SnapKV
+from mpcache.eviction.streaming import Streaming
+from mpcache.eviction.tova import TOVA
+from mpcache.eviction.treekv import TreeKV
+from mpcache.eviction.windowkv import WindowKV
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Full, MPCache)}
+KINDS: tuple[type[Policy], ...] = (
+    Full, MPCache, MPCachePaper, ClusterKV, D2O, EMS, H2O, KVCrush, Quest, Scissorhands, SnapKV,
+    Streaming, TOVA, TreeKV, WindowKV, Oracle,
+)  # fmt: skip
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in KINDS}
 
 
 def make_policy(name: str, **options: Any) -> Policy:
@@ -34,6 +52,10 @@ def configured(name: str, prompt_tokens: int, options: Mapping[str, Any]) -> Pol
     """
     if name == MPCache.name:
         return make_policy(name, **options)
+    if name in POLICIES and not POLICIES[name].oblivious:
+        raise UsageError(
+            f"cache policy {name} runs in plaintext only, in `mpcache eval`; choose another one"
+        )
     return policy_at(name, max(1, share_of(options["keep"], prompt_tokens)), prompt_tokens)
 
 

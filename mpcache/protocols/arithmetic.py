@@ -72,7 +72,7 @@ class Scale(Operation):
                 return x.halved(int(exponent))
         largest = max(torch.as_tensor(factor).abs().max().item(), 2.0**-EXTRA_BITS)
         frac = machine.setting.frac + max(0, math.floor(-math.log2(largest)))
-        ring = machine.encode(factor, frac).to(x.share.device)
+        ring = machine.encode(factor, frac)
         return machine.settle(x.times(ring, frac))
 
 

@@ -445,13 +445,15 @@ class Lookup(Correlation):
 class Steps(Correlation):
     """For [x >= t] and [x >= t] x at many public t, in one round: a distributed comparison.
 
-    r hides x, [top] and [top r] are its top bit and that times r; the key compares the low 63
-    bits of r with any public point, and pays 1 - 2 top and (1 - 2 top) r: see `kernels.dcf`.
+    r hides x, [top] and [top r] are its bit above the low `bits` and that times r; the key
+    compares those low bits with any public point, and pays 1 - 2 top and (1 - 2 top) r: see
+    `kernels.dcf`. Its size grows with `bits`.
     """
 
-    BITS, WORDS = 63, 2
+    WORDS = 2
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, bits: int = 63) -> None:
+        self.bits = bits
         roots = (*shape, dcf.SEED_WORDS)
         self.pieces = (
             Piece("r", shape),
@@ -459,16 +461,16 @@ class Steps(Correlation):
             Piece("root1", roots, holder=1),
             Piece("top", shape, corrected=True),
             Piece("topped", shape, corrected=True),
-            Piece("key", (*shape, dcf.key_words(self.BITS, self.WORDS)), given=True),
+            Piece("key", (*shape, dcf.key_words(bits, self.WORDS)), given=True),
         )
 
     def complete(self, whole: Pieces) -> Pieces:
         r = whole["r"]
-        top = logical_shift(r, self.BITS)
+        top = (r >> self.bits) & 1
         paid = torch.stack([1 - 2 * top, (1 - 2 * top) * r], -1).reshape(-1, self.WORDS)
-        low = r & ((1 << self.BITS) - 1)
+        low = r & ((1 << self.bits) - 1)
         roots = [whole[name].reshape(-1, dcf.SEED_WORDS) for name in ("root0", "root1")]
-        key = dcf.generate(low.reshape(-1), paid, self.BITS, *roots)
+        key = dcf.generate(low.reshape(-1), paid, self.bits, *roots)
         return {"top": top, "topped": top * r, "key": key.reshape(*r.shape, -1)}
 
 

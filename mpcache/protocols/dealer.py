@@ -396,10 +396,10 @@ class DealerSuite(Suite):
         moved = self._cut(opened[1], trimmed, cut, x.frac - cut) if cut else x
         return [Secret(row, frac) for row in found], moved
 
-    def steps(self, x: Secret, thresholds: torch.Tensor) -> tuple[Secret, Secret]:
+    def steps(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> tuple[Secret, Secret]:
         """[x >= t] without fractional bits, and [x >= t] x, for each of the thresholds.
 
-        Exact for |x| and |x - t| below 2^63 ring units. One round; party 1 passes the key on.
+        Exact for |x| and |x - t| below 2^bits ring units. One round; party 1 passes the key on.
 
         Args:
             thresholds: public ring elements [steps].
@@ -407,7 +407,7 @@ class DealerSuite(Suite):
         Returns:
             Both [..., steps].
         """
-        correlation = Steps(tuple(x.shape))
+        correlation = Steps(tuple(x.shape), bits)
         pieces, shape = self.draw(correlation), (*x.shape, len(thresholds))
         y_spec, key_spec = Spec(tuple(x.shape)), Spec(correlation.pieces[-1].shape)
         specs = ([y_spec], [y_spec, key_spec])
@@ -424,14 +424,14 @@ class DealerSuite(Suite):
             self.rank,
             pieces[f"root{self.rank}"].reshape(-1, dcf.SEED_WORDS),
             key.reshape(-1, key.shape[-1]),
-            (u & ((1 << Steps.BITS) - 1)).reshape(-1, len(thresholds)),
-            Steps.BITS,
+            (u & ((1 << bits) - 1)).reshape(-1, len(thresholds)),
+            bits,
             Steps.WORDS,
         ).reshape(*shape, Steps.WORDS)
         below = pieces["top"].unsqueeze(-1) + paid[..., 0]
         below_r = pieces["topped"].unsqueeze(-1) + paid[..., 1]
         one, r = int(self.rank == 0), pieces["r"].unsqueeze(-1)
-        top = u < 0  # there [x < t] is turned around
+        top = (u >> bits) & 1 == 1  # there [x < t] is turned around
         reached = torch.where(top, below, one - below)
         reached_r = torch.where(top, below_r, r - below_r)
         return Secret(reached, 0), Secret(y * reached - reached_r, x.frac)

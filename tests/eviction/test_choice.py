@@ -12,7 +12,7 @@ from mpcache.errors import UsageError
 from mpcache.eviction.base import Budget, Kept
 from mpcache.eviction.full import Full
 from mpcache.eviction.mpcache import MPCache
-from mpcache.eviction.registry import POLICIES, make_policy
+from mpcache.eviction.registry import POLICIES, make_policy, policy_names
 
 from .harness import policies
 from .reference import share_of
@@ -117,9 +117,7 @@ def test_what_was_kept_must_match() -> None:
 def test_policies_by_name() -> None:
     assert make_policy("mpcache", alpha=0.25, unknown=1) == MPCache(alpha=0.25)
     assert make_policy("full", alpha=0.25) == Full()
-    assert {name: kind.name for name, kind in POLICIES.items()} == {
-        "full": "full",
-        "mpcache": "mpcache",
-    }
+    assert list(POLICIES) == policy_names() == [kind.name for kind in POLICIES.values()]
+    assert [name for name, kind in POLICIES.items() if not kind.oblivious] == ["oracle"]
     with pytest.raises(UsageError, match="'h3o' is unknown; choose one of full, "):
         make_policy("h3o")

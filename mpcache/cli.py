@@ -344,6 +344,18 @@ def models() -> None:
 
 
 @app.command()
+def policies(
+    model: Annotated[str, typer.Option(help="A name from `mpcache models`.")] = "smollm2",
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1024,
+    budget: Annotated[float, typer.Option(help="Percent of it that a step attends to.")] = 20.0,
+) -> None:
+    """List the cache policies: paper, what a budget counts, what leaks, and the price."""
+    from mpcache.evaluation.catalogue import show
+
+    show(_console(), model, prompt_tokens, budget)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, with their report.json.")],
     html: Annotated[

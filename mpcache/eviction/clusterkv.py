@@ -25,7 +25,7 @@ from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.eviction.merging import gather
 from mpcache.eviction.mpcache import MANY, SIMILARITY, MPCache, MPCacheCache
 from mpcache.models.spec import ModelSpec
-from mpcache.protocols.arithmetic import matmul, product, scale
+from mpcache.protocols.arithmetic import matmul, product, scale, settle
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.selection import best
@@ -117,10 +117,11 @@ class ClusterKVCache(MPCacheCache):
         heads, sets, count, width = both.shape
         flat = both.reshape(heads * sets, count, width)
         keys = flat[..., : width // 2]
-        keys = keys - scale(machine, keys.sum(1).unsqueeze(1), 1 / count).expand(*keys.shape)
+        middle = settle(machine, scale(machine, keys.sum(1).unsqueeze(1), 1 / count))
+        keys = keys - middle.expand(*keys.shape)
         direction = keys[:, : count // 2].sum(1).unsqueeze(1)
         for step in range(self.clustering.steps):
-            direction = scale(machine, direction, 1 / count)
+            direction = settle(machine, scale(machine, direction, 1 / count))
             places = product(machine, direction, keys.transpose(1, 2))
             if step + 1 < self.clustering.steps:
                 side = at_least(machine, places, 0.0, **SIMILARITY)

@@ -178,11 +178,12 @@ def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) ->
     count = 1 << CELLS
     with machine.scope("ceiling"):
         moved = machine.shift(x, float(count << (CELL - 1)))
-        width = 8 if x.shape[-1] < 256 else 16
+        bits = x.shape[-1].bit_length()
+        # counts are compared on bits + 1 bits, and must be right on all of them
+        width = 8 if bits < 8 else 16 if bits < 16 else 32
         counts = suite.tally(moved, -CELL, CELLS, visible, width)
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
         above = below[..., -1:] - below[..., :-1]
-        bits = x.shape[-1].bit_length()
         # modulo 2^16 is enough: exp reads a difference of scores on 24 bits
         empty = suite.negative(machine.shift(above, -1.0), magnitude=bits, width=16)
         reached = machine.shift(-empty.sum(-1, keepdim=True), float(count - 1))

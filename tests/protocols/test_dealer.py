@@ -30,6 +30,7 @@ from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import PlainMachine, SecureMachine
 from mpcache.protocols.setting import Setting
+from mpcache.protocols.softmax import attention
 
 from .harness import UNIT, Tape, counts, listed
 from .test_operations import CASES, Case, normal, operate
@@ -335,3 +336,23 @@ def test_norm_of_all_rows(size: int, centered: bool, gained: bool) -> None:
     bound = gain.abs() * (y.abs() * relative + UNIT * 1.01 + moved) + UNIT
     error = (done.values[0] - y * gain).abs()
     assert bool((error <= bound).all()), (error / bound).amax(-1)
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 150, 255, 256, 300])
+def test_attention_over_any_number_of_tokens(tokens: int) -> None:
+    """The ceiling counts tokens on few bits: as many as the count needs, whatever it is."""
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((2, 2, 1, 8), (2, tokens, 8), (2, tokens, 8))
+    q, k, v = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
+
+    def program(machine: Any, q: Any, k: Any, v: Any) -> Any:
+        return attention(machine, 3 * q, k, v, None, 0)[0]
+
+    want = program(PlainMachine(Setting()), q, k, v)
+
+    def shared(machine: Any, q: Any, k: Any, v: Any) -> Any:
+        return attention(machine, q.times(3), k, v, None, 0)[0]
+
+    done = perform(shared, (q, k, v))
+    done.check_cost()
+    torch.testing.assert_close(done.values[0], want, rtol=0, atol=2e-3)

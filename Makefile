@@ -39,7 +39,8 @@ bench: setup
 	$(BENCH) decode
 	$(BENCH) decode --protocols crypten --repeat 2 --out runs/bench/crypten.jsonl
 	$(BENCH) decode --networks lan,wan --repeat 3 --out runs/bench/networks.jsonl
-	$(BENCH) decode --contexts 512,768,1024,1536,2048,3072,4096 --repeat 5 --out runs/bench/scaling.jsonl
+	$(BENCH) decode --contexts 512,1024,2048,4096 --caches mpcache,mpcache-paper,full --out runs/bench/scaling.jsonl
+	$(BENCH) decode --contexts 2048,4096 --networks lan --out runs/bench/long.jsonl
 	$(BENCH) prefill --contexts 64,128
 	$(BENCH) ops
 	$(BENCH) readme

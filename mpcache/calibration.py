@@ -91,10 +91,12 @@ class Speeds:
         load: Load,
         network: tuple[float, float] = (0.0, 0.0),
         shared: tuple[int, int] | None = None,
+        live: bool = True,
     ) -> float:
         """A party's work and the network's delay; the dealer's work where that takes longer.
 
         Args:
+            live: whether the dealer works at the same time; else everything was dealt before.
             network: round trip in milliseconds, rate in Mbit/s (0 for no limit).
             shared: parties and cores of a host that runs all of them and the dealer, whose work
                 then takes turns.
@@ -102,6 +104,7 @@ class Speeds:
         rtt_ms, mbps = network
         pace: Pace = getattr(self, load.phase)
         own, dealer = (float(np.dot(speeds, load.row())) for speeds in (pace.party, pace.dealer))
+        dealer = dealer if live else 0.0
         wire = load.rounds * rtt_ms / 2e3 + (load.sent_bytes * 8 / (mbps * 1e6) if mbps else 0.0)
         turns = (shared[0] * own + dealer) / shared[1] if shared else 0.0
         return max(own + wire, dealer, turns)

@@ -51,8 +51,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             key = row["protocol"], row["network"], row["layers"]
             groups.setdefault(key, {}).setdefault(row["cache"], {})[row["context"]] = row
     found = []
-    for (protocol, network, _), caches in groups.items():
-        caches = {name: table for name, table in caches.items() if len(table) >= LEAST}
+    for (protocol, network, _), every in groups.items():
+        caches = {name: table for name, table in every.items() if len(table) >= LEAST}
         for name, read in MEASURES.items():
             parts = [
                 f"{cache} {power:.2f} (standard error {error:.2f})"
@@ -63,7 +63,33 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             if parts:
                 text = f"{protocol}, {network}: {name} grow with T to the power of"
                 found.append(f"{text} {', '.join(parts)}.{_crossing(caches, read)}")
+        found += [
+            f"{protocol}, {network}: {text}"
+            for other in every
+            for text in [_reduction(every, other)]
+            if text
+        ]
     return found
+
+
+def _reduction(caches: dict[str, dict[int, Row]], name: str) -> str:
+    """How much less than with the full cache attention takes and sends, projections apart."""
+    if name == "full" or "full" not in caches:
+        return ""
+    parts = []
+    for context in sorted(caches[name].keys() & caches["full"].keys()):
+        ours, full = (caches[which][context]["attention"] for which in (name, "full"))
+        faster = full["seconds"] / ours["seconds"]
+        fewer = max(full["sent_bytes"]) / max(ours["sent_bytes"])
+        parts.append(f"T = {context:,} {faster:.2f} and {fewer:.2f}")
+    return (
+        (
+            f"in attention, projections apart, {name} is faster and sends less than full by the"
+            f" factors {', '.join(parts)}."
+        )
+        if parts
+        else ""
+    )
 
 
 def _fit(table: dict[int, Row], read: Any) -> tuple[float, float]:

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpcache import __version__
+from mpcache import __version__, calibration
 from mpcache.benchmarking.layers import DecodeJob, PrefillJob
 from mpcache.benchmarking.operators import OPERATORS, OperatorJob
 from mpcache.benchmarking.pair import Job, Measured, measure
+from mpcache.calibration import Load
 from mpcache.config import AVAILABLE_PROTOCOLS, PRESETS
 from mpcache.config_layers import nearest, parse_network
 from mpcache.errors import UsageError
@@ -156,6 +157,7 @@ def row_of(kind: str, facts: Row, job: Job, measured: Measured, machine: Row) ->
         **facts,
         "emulated": {"rtt_ms": rtt_ms, "mbps": mbps} if rtt_ms or mbps else None,
         "seconds": spread(measured.seconds),
+        "predicted_seconds": predicted_seconds(kind, job, measured),
         "rounds": measured.steps[0].rounds,
         "sent_bytes": [entry.sent_bytes for entry in measured.steps],
         "attention": {
@@ -171,6 +173,14 @@ def row_of(kind: str, facts: Row, job: Job, measured: Measured, machine: Row) ->
         "machine": machine,
         "version": __version__,
     }
+
+
+def predicted_seconds(kind: str, job: Job, measured: Measured) -> float | None:
+    """What this machine's calibration says of a step; None without one, and for operators."""
+    speeds, _ = calibration.load(job.suite)
+    if speeds is None or kind not in calibration.PHASES:
+        return None
+    return speeds.seconds(Load.of(kind, measured.steps, measured.work), job.network, live=False)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

@@ -39,12 +39,24 @@ def cells(row: Row) -> dict[str, str]:
     return {name: shown[name] for name in NAMES[row["kind"]]} | {
         "seconds": short(seconds["median"]),
         "least to most": f"{short(seconds['min'])} to {short(seconds['max'])}",
+        **_foreseen(row),
         "rounds": f"{row['rounds']:,}",
         "sent": tables.in_bytes(max(row["sent_bytes"])),
         "dealt": tables.in_bytes(row["dealt_bytes"]) if dealt else "-",
         "dealer": short(row["dealer_seconds"]) if dealt else "-",
         "plaintext": short(row["plaintext_seconds"]["median"]),
     }
+
+
+def _foreseen(row: Row) -> dict[str, str]:
+    """The predicted seconds, and what the cache alone takes and sends."""
+    found = {}
+    if row["kind"] != "ops":
+        predicted = row["predicted_seconds"]
+        off = "" if predicted is None else f" ({predicted / row['seconds']['median'] - 1:+.0%})"
+        found["predicted"] = "-" if predicted is None else tables.in_seconds(predicted) + off
+        found["attention"] = tables.in_seconds(row["attention"]["seconds"])
+    return found
 
 
 def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

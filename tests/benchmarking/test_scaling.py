@@ -41,6 +41,7 @@ def _row(cache: str, context: int, seconds: float) -> dict[str, Any]:
         "dealt_bytes": context,
         "seconds": {"median": seconds},
         "sent_bytes": [context, 2 * context],
+        "attention": {"seconds": seconds / 2, "sent_bytes": [context, context]},
     }
 
 
@@ -48,7 +49,9 @@ def test_sentences_need_enough_contexts() -> None:
     rows = [_row("full", t, t / 1000) for t in CONTEXTS]
     rows += [_row("mpcache", t, t**0.5 / 30) for t in CONTEXTS]
     said = sentences(rows)
-    assert len(said) == 3
+    assert len(said) == 4
+    assert said[3].startswith("dealer, local: in attention, projections apart, mpcache is faster")
+    assert "T = 512 0.68 and 1.00" in said[3] and "T = 4,096 1.92 and 1.00" in said[3]
     assert said[0].startswith("dealer, local: seconds grow with T to the power of full 1.00")
     assert "mpcache 0.50" in said[0]
     assert "from about T = 1,111 on" in said[0]

@@ -53,11 +53,12 @@ def test_bad_input_is_refused_before_work(
 def _measured(job: Any) -> Any:
     from mpcache.benchmarking.pair import Measured
 
-    entries = (Entry(rounds=7, sent_bytes=1500), Entry(rounds=7, sent_bytes=2500))
+    entries = tuple(Entry(rounds=7, sent_bytes=sent, seconds=0.05) for sent in (1500, 2500))
     return Measured((0.2, 0.1, 0.4), entries, entries, 3_000_000, 0.05, Work(9, 3), (0.001, 0.003))
 
 
 def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no calibration there
     monkeypatch.setattr(sweep, "measure", _measured)
     out = tmp_path / "lines" / "decode.jsonl"
     result = CliRunner().invoke(
@@ -87,6 +88,8 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
         "network": "local",
         "seconds": "200 ms",
         "least to most": "100 ms to 400 ms",
+        "predicted": "-",
+        "attention": "50 ms",
         "rounds": "7",
         "sent": "2.5 kB",
         "dealt": "3 MB",

@@ -10,41 +10,44 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def _tally(table: Any, turns: Any, weights: Any, out: Any) -> None:
-    """out[c, r] = sum_i weights[r, i] table[(turns[r, i] - c) mod cells, r, i]."""
-    cells, rows, count = table.shape
-    for cell in range(cells):
-        column = table[cell]
-        for r in range(rows):
-            values, steps, factors = column[r], turns[r], weights[r]
-            for i in range(count):
-                # the entry at `cell` is what turns - (turns - cell) = cell asks for
-                place = (steps[i] - cell) & (cells - 1)
-                out[place, r] += factors[i] * values[i]
+    """out[r, c] = sum_i weights[r, i] table[r, i, (c - turns[r, i]) mod cells]."""
+    rows, count, cells = table.shape
+    for r in range(rows):
+        sums = out[r]
+        for i in range(count):
+            factor, turn, entries = weights[r, i], turns[r, i], table[r, i]
+            if factor == 0:
+                continue
+            high, low = sums[turn:], sums[:turn]
+            for c in range(cells - turn):
+                high[c] += factor * entries[c]
+            for c in range(turn):
+                low[c] += factor * entries[cells - turn + c]
 
 
 def tally(
     table: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """For every cell c the sum over the last dimension of table[(turns - c) mod cells].
+    """For every cell c the sum over n of table[.., (c - turns) mod cells].
 
     Args:
-        table: integers [cells, ..., n], cells a power of two.
+        table: integers [..., n, cells]; sums wrap in its dtype.
         turns: int64 [..., n] in [0, cells).
         weights: integers [..., n], or None for ones.
 
     Returns:
         int64 [cells, ...].
     """
-    cells, shape = table.shape[0], turns.shape
+    shape, cells = turns.shape, table.shape[-1]
     rows = shape[:-1].numel()
-    flat = table.reshape(cells, rows, shape[-1]).contiguous()
-    ones = torch.ones((), dtype=torch.int64) if weights is None else weights
+    flat = table.reshape(rows, shape[-1], cells).contiguous()
+    ones = torch.ones((), dtype=table.dtype) if weights is None else weights.to(table.dtype)
     factors = ones.expand(shape).reshape(rows, shape[-1]).contiguous()
-    out = torch.zeros((cells, rows), dtype=torch.int64)
+    out = torch.zeros((rows, cells), dtype=table.dtype)
     _tally(
         flat.numpy(),
         turns.reshape(rows, shape[-1]).contiguous().numpy(),
         factors.numpy(),
         out.numpy(),
     )
-    return out.reshape(cells, *shape[:-1])
+    return out.t().reshape(cells, *shape[:-1]).to(torch.int64)

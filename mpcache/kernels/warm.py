@@ -25,7 +25,7 @@ def warm() -> None:
     batch = torch.ones(2, 64, 96, dtype=torch.int64)
     for weight in (batch, batch.transpose(1, 2).contiguous().transpose(1, 2)):
         assert int(ring_product(torch.ones(2, 1, 64, dtype=torch.int64), weight)[0, 0, 0]) == 64
-    table, turns = torch.ones(4, 1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
+    table, turns = torch.ones(1, 3, 4, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
     for dtype in (torch.uint8, torch.int16):
         assert int(tally(table.to(dtype), turns)[0, 0]) == 3
     for payloads in (1, 2):

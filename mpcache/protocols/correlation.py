@@ -475,11 +475,14 @@ class Steps(Correlation):
 
 
 class OneHot(Correlation):
-    """r on `bits` bits, and the unit vector of r, modulo 2^width."""
+    """r on `bits` bits, and the unit vector of -r, modulo 2^width.
+
+    Turned by an opened y = x + r it is that of x; its entries lie next to each other.
+    """
 
     def __init__(self, shape: Shape, bits: int, width: int) -> None:
         self.bits = bits
-        row = (1 << bits, *shape)
+        row = (*shape, 1 << bits)
         self.pieces = (
             Piece("r", shape, bits=bits),
             Piece("row", row, width, corrected=True, narrow=True),
@@ -487,7 +490,8 @@ class OneHot(Correlation):
 
     def complete(self, whole: Pieces) -> Pieces:
         row = torch.zeros(self.pieces[1].shape, dtype=self.pieces[1].dtype)
-        return {"row": row.scatter_(0, whole["r"].unsqueeze(0), 1)}
+        place = -whole["r"] & ((1 << self.bits) - 1)
+        return {"row": row.scatter_(-1, place.unsqueeze(-1), 1)}
 
 
 @functools.cache

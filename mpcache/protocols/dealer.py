@@ -446,8 +446,8 @@ class DealerSuite(Suite):
         if turned is None:
             return self._made((1 << bits, *x.shape), 0)
         row, y = turned
-        places = torch.arange(1 << bits).reshape(-1, *([1] * x.ndim))
-        return Secret(row.gather(0, (y - places) & ((1 << bits) - 1)).to(torch.int64), 0)
+        index = (torch.arange(1 << bits) - y.unsqueeze(-1)) & ((1 << bits) - 1)
+        return Secret(row.gather(-1, index).movedim(-1, 0).to(torch.int64), 0)
 
     def tally(
         self, x: Secret, keep: int, bits: int, visible: torch.Tensor | None, width: int = 64
@@ -465,7 +465,7 @@ class DealerSuite(Suite):
     def _turned(
         self, x: Secret, keep: int, bits: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Shares of the unit vectors of r [2^bits, ...], and y = x + r; None where hollow."""
+        """Shares of the unit vectors of -r [..., 2^bits], and y = x + r; None where hollow."""
         drop = x.frac - keep
         pieces = self.draw(OneHot(tuple(x.shape), bits, width))
         if self.hollow:

@@ -11,14 +11,14 @@ from mpcache.kernels.tally import tally
 
 
 def slowly(table: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    cells, rows, count = table.shape
+    rows, count, cells = table.shape
     out = torch.zeros(cells, rows, dtype=torch.int64)
     for cell in range(cells):
         for row in range(rows):
             for i in range(count):
-                entry = table[(int(turns[row, i]) - cell) % cells, row, i]
+                entry = table[row, i, (cell - int(turns[row, i])) % cells]
                 out[cell, row] += int(weights[row, i]) * int(entry)
-    return out
+    return out.to(table.dtype).to(torch.int64)
 
 
 @given(
@@ -31,7 +31,7 @@ def slowly(table: torch.Tensor, turns: torch.Tensor, weights: torch.Tensor) -> t
 def test_equals_a_loop(bits: int, rows: int, count: int, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     cells, low = 1 << bits, 0 if dtype == torch.uint8 else -120
-    table = torch.randint(low, 120, (cells, rows, count), generator=generator).to(dtype)
+    table = torch.randint(low, 120, (rows, count, cells), generator=generator).to(dtype)
     turns = torch.randint(0, cells, (rows, count), generator=generator)
     weights = torch.randint(0, 2, (rows, count), generator=generator)
     assert torch.equal(tally(table, turns, weights), slowly(table, turns, weights))
@@ -41,12 +41,12 @@ def test_equals_a_loop(bits: int, rows: int, count: int, dtype: torch.dtype, see
 
 def test_leading_dimensions_and_masks_that_broadcast() -> None:
     generator = torch.Generator().manual_seed(3)
-    table = torch.randint(-9, 9, (8, 2, 3, 5), generator=generator)
+    table = torch.randint(-9, 9, (2, 3, 5, 8), generator=generator)
     turns = torch.randint(0, 8, (2, 3, 5), generator=generator)
     mask = torch.tensor([1, 0, 1, 1, 0])
     got = tally(table, turns, mask)
     assert got.shape == (8, 2, 3)
-    flat = tally(table.reshape(8, 6, 5), turns.reshape(6, 5), mask.expand(6, 5))
+    flat = tally(table.reshape(6, 5, 8), turns.reshape(6, 5), mask.expand(6, 5))
     assert torch.equal(got.reshape(8, 6), flat)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpcache.benchmarking import calibrate as measuring
 from mpcache.calibration import Load, Pace, Speeds, fit
 from mpcache.cli import app
 from mpcache.config import load as load_config
+from mpcache.models.known import KNOWN
 from mpcache.report import tables
 from mpcache.report.build import build_report
 
@@ -126,10 +128,12 @@ def test_without_a_calibration_a_run_has_no_predicted_seconds() -> None:
 
 
 def test_a_small_calibration_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, sizes in (("DECODE", ((128, 40), (192, 64))), ("PREFILL", ((128, 8),))):
-        monkeypatch.setattr(measuring, name, {"dealer": sizes})
+    small = replace(KNOWN["smollm2"].spec, layers=1, hidden=128, heads=2, kv_heads=2, ffn=192)
+    monkeypatch.setattr(measuring, "_spec", lambda model: small)
+    for name, lengths in (("DECODE", (40, 64)), ("PREFILL", (8,))):
+        monkeypatch.setattr(measuring, name, {"dealer": {"smollm2": lengths}})
     lines: list[str] = []
     speeds = measuring.calibrate("dealer", lines.append)
-    assert len(lines) == speeds.samples == 6
+    assert len(lines) == speeds.samples == 5
     for pace in (speeds.prefill, speeds.decode):
         assert sum(pace.party) > 0 and sum(pace.dealer) > 0

@@ -11,40 +11,38 @@ import numpy as np
 from mpcache.benchmarking.layers import DecodeJob, PrefillJob
 from mpcache.benchmarking.pair import Job, Measured, measure
 from mpcache.calibration import PHASES, Load, Pace, Speeds, fit
-from mpcache.eviction.registry import make_policy
+from mpcache.eviction.registry import make_policy, policy_at
 from mpcache.models.known import KNOWN
 from mpcache.models.spec import ModelSpec
 
 LOCAL = (0.0, 0.0)
 STEPS = 6
-# hidden size, tokens stored: of decode steps in each suite
+# models whose layers are measured: tokens stored before a decode step, and tokens of a prompt
 DECODE = {
-    "dealer": ((512, 128), (1024, 512), (2048, 256), (2048, 1500)),
-    "crypten": ((256, 64), (512, 256), (1024, 64)),
+    "dealer": {"smollm2": (100, 1000), "opt-350m": (300,), "opt-1.3b": (100, 1000, 3000)},
+    "crypten": {"smollm2": (64, 256), "opt-350m": (128,), "opt-1.3b": (100,)},
 }
 PREFILL = {
-    "dealer": ((512, 32), (576, 96), (576, 192), (1024, 64), (1024, 128)),
-    "crypten": ((256, 16), (512, 48), (576, 96)),
+    "dealer": {"smollm2": (48, 128, 256), "opt-350m": (64,), "opt-1.3b": (32, 96)},
+    "crypten": {"smollm2": (16, 64), "opt-350m": (24,)},
 }
 
 
-def _spec(family: str, hidden: int) -> ModelSpec:
-    """One layer of that hidden size, with the proportions of a known model."""
-    known = KNOWN["smollm2" if family == "llama" else "opt-1.3b"].spec
-    heads = hidden // 64
-    return replace(
-        known, layers=1, hidden=hidden, heads=heads, kv_heads=heads, head_dim=64, ffn=3 * hidden
-    )
+def _spec(model: str) -> ModelSpec:
+    """One layer of a known model."""
+    return replace(KNOWN[model].spec, layers=1)
 
 
 def _jobs(suite: str) -> Iterator[Job]:
-    for family in ("llama", "opt"):
-        for hidden, tokens in DECODE[suite]:
-            policy = make_policy("mpcache" if family == "llama" else "full", dynamic_keep=0.2)
-            yield DecodeJob(suite, STEPS, LOCAL, _spec(family, hidden), policy, tokens)
-        for hidden, tokens in PREFILL[suite]:
-            spec, policy = _spec(family, hidden), make_policy("mpcache")
-            yield PrefillJob(suite, 3, LOCAL, spec, policy, tokens)
+    steps = STEPS if suite == "dealer" else 2
+    for model, lengths in DECODE[suite].items():
+        for tokens in lengths:
+            for cache in ("mpcache", "full"):
+                policy = policy_at(cache, max(1, tokens // 5), tokens)
+                yield DecodeJob(suite, steps, LOCAL, _spec(model), policy, tokens)
+    for model, lengths in PREFILL[suite].items():
+        for tokens in lengths:
+            yield PrefillJob(suite, 2, LOCAL, _spec(model), make_policy("mpcache"), tokens)
 
 
 def calibrate(suite: str, on_sample: Callable[[str], None]) -> Speeds:
@@ -72,6 +70,6 @@ def _median(values: tuple[float, ...]) -> float:
 def _line(job: Any, found: Measured) -> str:
     kind = "decode" if isinstance(job, DecodeJob) else "prefill"
     return (
-        f"{job.suite}, {kind}, hidden {job.spec.hidden}, {job.tokens} tokens:"
+        f"{job.suite}, {kind}, {job.spec.name}, {job.policy.name}, {job.tokens} tokens:"
         f" {_median(found.seconds) * 1e3:.1f} ms"
     )

@@ -194,6 +194,18 @@ def test_models_lists_the_default() -> None:
     assert "opt-125m" in result.output
 
 
+def test_policies_lists_all_of_them_with_their_price() -> None:
+    from mpcache.eviction.names import POLICY_NAMES
+
+    result = _run("policies", "--model", "opt-125m", "--prompt-tokens", "40")
+    assert result.exit_code == 0, result.output
+    cells = [line.strip("│ ").split("│") for line in result.output.splitlines() if "│" in line]
+    named = [row for row in cells if row[0].strip() in POLICY_NAMES]
+    assert tuple(row[0].strip() for row in named) == POLICY_NAMES
+    assert [row[-1].strip() == "-" for row in named] == [name == "oracle" for name in POLICY_NAMES]
+    assert _run("policies", "--budget", "0").exit_code == 2
+
+
 def test_keys_writes_one_identity_a_party(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     assert _run("keys", str(folder), "--parties", "3").exit_code == 0

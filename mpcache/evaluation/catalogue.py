@@ -62,7 +62,8 @@ def show(console: Console, model: str, prompt_tokens: int, budget: float) -> Non
         caption_justify="left",
         show_lines=True,
     )
-    for name in ("name", "paper", "its budget counts", "leaks beyond lengths"):
+    table.add_column("name", no_wrap=True)
+    for name in ("paper", "its budget counts", "leaks beyond lengths"):
         table.add_column(name)
     for name in ("rounds", "sent", "dealt"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -18,7 +18,7 @@ from typing import ClassVar
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.eviction.merging import cosines, drop, gather, merge, nearest
 from mpcache.models.spec import ModelSpec
-from mpcache.protocols.arithmetic import scale
+from mpcache.protocols.arithmetic import scale, settle
 from mpcache.protocols.comparison import pick
 from mpcache.protocols.functions import decay
 from mpcache.protocols.operation import Machine, Value
@@ -119,7 +119,7 @@ class D2OCache(Cache):
         # the threshold: over evicted tokens, the mean of their greatest cosine
         most = nearest(machine, cosine, cosine[..., :1])[1]
         mean = pick(machine, gone.unsqueeze(-1), most).sum(1).unsqueeze(1)
-        self.threshold[layer] = scale(machine, mean, 1 / (edge - heavy))
+        self.threshold[layer] = settle(machine, scale(machine, mean, 1 / (edge - heavy)))
         stored = self._joined(machine, layer, stored, others, cosine, gone)
         self._put(machine, layer, stored, machine.cat(sums, 1), width)
 

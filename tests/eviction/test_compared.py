@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocols.test_dealer import perform
 
+from mpcache.evaluation.pricing import Clock, decode_price
 from mpcache.eviction.base import Policy
 from mpcache.eviction.registry import POLICIES, policy_at
+from mpcache.models.known import KNOWN
 from mpcache.protocols.comparison import negative
 from mpcache.protocols.operation import Operation, PlainMachine
 from mpcache.protocols.selection import best, rank, top_k
@@ -108,3 +111,13 @@ def test_on_shares(name: str) -> None:
     assert len(done.values) == len(twin)
     for got, want in zip(done.values, twin, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].oblivious])
+def test_every_budget_has_a_price(name: str) -> None:
+    """Counts that are powers of two, a token at most, all of them: what divisions depend on."""
+    spec = dataclasses.replace(KNOWN["smollm2"].spec, layers=2)
+    for prompt in (40, 63):
+        for budget in (1, 2, 3, 7, 8, 31, prompt):
+            price = decode_price(spec, policy_at(name, budget, prompt), prompt, Clock(None, ""))
+            assert price is not None and price["rounds"] > 0

@@ -192,7 +192,7 @@ def test_markdown_says_what_matters() -> None:
         "12 (x2)",
         "emulated: 3000 Mbps, 0.3 ms round trip",
         "measured_equals_predicted yes",
-        "static_keep: 0.9",
+        "static_keep: 0.7",
     ):
         assert part in page, part
 

@@ -219,14 +219,14 @@ def test_the_size_is_told_before_and_room_is_looked_for(
     made = settings(tmp_path / "store")
     with pytest.raises(UsageError, match=r"5 sessions take .* and .* has 73.4 MB free; deal fewer"):
         stores.deal_ahead(made, 13, 5, Console(highlight=False, width=200))
-    assert "5 sessions of 2.734 MB for party 1 and 16 B for party 0" in capsys.readouterr().out
+    assert "5 sessions of 2.64 MB for party 1 and 16 B for party 0" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stores.deal_ahead(settings(tmp_path / "s"), 13, 2, Console(highlight=False, width=200))
     shown = capsys.readouterr().out
-    assert "session 2/2: 2.734 MB in " in shown
+    assert "session 2/2: 2.64 MB in " in shown
     assert "dealt 2 sessions in " in shown
     assert "32 B for party 0, 5.468 MB for party 1" in shown
     for rank, number in itertools.product((0, 1), repeat=2):

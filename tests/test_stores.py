@@ -228,7 +228,7 @@ def test_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert "session 2/2: 2.64 MB in " in shown
     assert "dealt 2 sessions in " in shown
-    assert "32 B for party 0, 5.28 MB for party 1" in shown
+    assert "32 B for party 0, 5.279 MB for party 1" in shown
     for rank, number in itertools.product((0, 1), repeat=2):
         seed = (tmp_path / f"s/party-{rank}/session-{number}.seed").read_bytes()
         assert seed.hex() not in shown and repr(seed) not in shown

@@ -186,7 +186,12 @@ class RunConfig(_Section):
         None, min_length=1, description="a folder of correlations dealt ahead, or nothing"
     )
     ring: RingConfig = RingConfig()
-    truncation: Literal["local"] = Field("local", description="local")
+    truncation: Literal["exact", "local"] = Field(
+        "exact", description="exact or local (protocol crypten has local alone)"
+    )
+    profile: Literal["lan", "wan"] = Field(
+        "lan", description="lan or wan: which network protocol dealer chooses its ways for"
+    )
     owner: int = Field(0, ge=0, description="the rank of the party that owns the model")
     client: int = Field(1, ge=0, description="the rank of the party that has the prompt")
     threads: int = Field(0, ge=0, description="threads a party, or 0 to choose")
@@ -198,7 +203,9 @@ class RunConfig(_Section):
     def _usual_protocol(cls, data: Any) -> Any:
         """Three parties have no dealer suite: unless told otherwise they run crypten."""
         if isinstance(data, dict) and data.get("parties") == 3:
-            return {"protocol": "crypten", **data}
+            data = {"protocol": "crypten", **data}
+        if isinstance(data, dict) and data.get("protocol") == "crypten":
+            data = {"truncation": "local", **data}
         return data
 
     @field_validator("protocol")
@@ -235,6 +242,8 @@ class RunConfig(_Section):
                 "protocol dealer is for 2 parties, the owner 0 and the client 1; for 3 parties use"
                 " protocol: crypten"
             )
+        if self.protocol == "crypten" and self.truncation != "local":
+            raise ValueError("truncation: protocol crypten truncates locally; expected local")
         if self.store is not None and self.protocol != "dealer":
             raise ValueError(
                 f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"

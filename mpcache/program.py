@@ -53,6 +53,7 @@ def setting_of(config: RunConfig) -> Setting:
         owner=config.owner,
         client=config.client,
         truncation=config.truncation,
+        profile=config.profile,
     )
 
 

@@ -51,6 +51,7 @@ def terms_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int | None) -> d
         "client": config.client,
         "ring": config.ring.model_dump(mode="json"),
         "truncation": config.truncation,
+        "profile": config.profile,
         "model": spec.name,
         "model_digest": spec.digest(),
         "cache": config.cache.model_dump(mode="json"),

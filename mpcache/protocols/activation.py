@@ -28,11 +28,10 @@ class Relu(Operation):
         """Without the product; more fractional bits than the setting's are cut on the way."""
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
-        return suite.positive(x, RELU_MAGNITUDE)
+        return suite.positive(x, MAGNITUDE)[0]
 
 
-RELU_MAGNITUDE = 13
-MAGNITUDE = 10  # gates stay below 2^10
+MAGNITUDE = 15  # what is activated stays below 2^15
 
 
 class Silu(Operation):

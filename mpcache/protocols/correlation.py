@@ -9,15 +9,17 @@ party 1 receives only what cannot be random.
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from mpcache.kernels import dcf
+from mpcache.protocols.channel import Spec
+from mpcache.protocols.wire import Words, storage
 
 Shape = tuple[int, ...]
 Pieces = dict[str, torch.Tensor]
@@ -39,14 +41,6 @@ class Randomness(Protocol):
         ...
 
 
-def storage(bits: int) -> torch.dtype:
-    """The narrowest integers that hold `bits` bits."""
-    return next(dtype for width, dtype in _STORAGE if bits <= width)
-
-
-_STORAGE = ((8, torch.uint8), (16, torch.int16), (32, torch.int32), (64, torch.int64))
-
-
 @dataclass(frozen=True)
 class Piece:
     """A tensor of a correlation.
@@ -57,7 +51,7 @@ class Piece:
         corrected: party 1's share comes from the dealer.
         exclusive: shares join by XOR instead of by addition.
         given: nobody draws it; party 1 receives it whole, and may pass it on.
-        narrow: stays in the integers that it travels in.
+        narrow: stays in the integers that hold it; else a party works with int64.
     """
 
     name: str
@@ -74,47 +68,92 @@ class Piece:
         """Whether party 1 receives it from the dealer."""
         return self.corrected or self.given
 
-    @property
-    def dtype(self) -> torch.dtype:
+    @functools.cached_property
+    def words(self) -> Words:
         """How a correction travels."""
-        return storage(self.bits)
+        return Words(self.shape, self.bits)
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    @functools.cached_property
+    def drawn(self) -> Words:
+        """What is taken from a seed: whole words."""
+        return Words(self.shape, 8 * storage(self.bits).itemsize)
 
-    def draw(self, source: Randomness) -> torch.Tensor:
-        if self.bits == 64:
-            return source.ring(self.shape)
-        return self.held(source.bits(self.shape, self.bits))
-
-    def held(self, drawn: torch.Tensor) -> torch.Tensor:
+    def held(self, value: torch.Tensor) -> torch.Tensor:
         """As a party works with it."""
-        return drawn if self.narrow else drawn.to(torch.int64)
+        return value.to(storage(self.bits) if self.narrow else torch.int64)
+
+
+def _slices(pieces: Sequence[Piece], of: Callable[[Piece], Words]) -> tuple[list[Any], int]:
+    """Where each piece begins in one buffer, the widest words first, and the buffer's bytes."""
+    ordered = sorted(pieces, key=lambda piece: -of(piece).spec.dtype.itemsize)
+    found, at = [], 0
+    for piece in ordered:
+        found.append((piece, at, of(piece).nbytes))
+        at += of(piece).nbytes
+    return found, at
+
+
+def _part(buffer: torch.Tensor, at: int, size: int, spec: Spec) -> torch.Tensor:
+    return buffer[at : at + size].view(spec.dtype).view(spec.shape)
 
 
 class Correlation(ABC):
-    """Pieces that belong together. `complete` is the dealer's part."""
+    """Pieces that belong together. `complete` is the dealer's part.
+
+    A correlation is drawn as one run of a seed's bytes, and corrected by one run of the dealer's.
+
+    Attributes:
+        told: names of pieces whose whole value the dealer's walk needs later.
+    """
 
     pieces: tuple[Piece, ...]
+    told: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _drawn(self) -> tuple[Any, Any]:
+        own = [
+            [
+                piece
+                for piece in self.pieces
+                if piece.holder in (None, rank)
+                and not piece.given
+                and not (rank == 1 and piece.corrected)
+            ]
+            for rank in (0, 1)
+        ]
+        return tuple(_slices(pieces, lambda piece: piece.drawn) for pieces in own)  # type: ignore
+
+    @functools.cached_property
+    def _dealt(self) -> Any:
+        return _slices([p for p in self.pieces if p.dealt], lambda piece: piece.words)
 
     @property
     def dealt_bytes(self) -> int:
         """Bytes of corrections that party 1 receives."""
-        return sum(piece.nbytes for piece in self.pieces if piece.dealt)
+        return int(self._dealt[1])
 
     def draw(self, rank: int, source: Randomness) -> Pieces:
-        """What party `rank` takes from its own seed, in the order of `pieces`."""
-        return {
-            piece.name: piece.draw(source)
-            for piece in self.pieces
-            if piece.holder in (None, rank)
-            and not piece.given
-            and not (rank == 1 and piece.corrected)
-        }
+        """What party `rank` takes from its own seed."""
+        slices, size = self._drawn[rank]
+        buffer = source.bits((size,), 8) if size else torch.empty(0, dtype=torch.uint8)
+        found = {}
+        for piece, at, count in slices:
+            value = _part(buffer, at, count, piece.drawn.spec)
+            if piece.bits < 8 * value.dtype.itemsize:
+                value = value & ((1 << piece.bits) - 1)
+            found[piece.name] = piece.held(value)
+        return found
 
-    def corrections(self, zero: Pieces, one: Pieces) -> Pieces:
-        """Party 1's corrected shares, from what both parties drew."""
+    def read(self, dealt: torch.Tensor) -> Pieces:
+        """Party 1's corrections, from their bytes [dealt_bytes]."""
+        found = {}
+        for piece, at, count in self._dealt[0]:
+            sent = _part(dealt, at, count, piece.words.spec)
+            found[piece.name] = piece.held(piece.words.unpack(sent))
+        return found
+
+    def corrections(self, zero: Pieces, one: Pieces) -> tuple[torch.Tensor, Pieces]:
+        """Bytes of party 1's corrected shares, from what both parties drew; and what is `told`."""
         joined = {}
         for piece in self.pieces:
             if piece.dealt:
@@ -123,16 +162,16 @@ class Correlation(ABC):
             whole = held[0] if len(held) == 1 else _join(piece, *held)
             joined[piece.name] = whole & ((1 << piece.bits) - 1) if piece.bits < 64 else whole
         wanted = self.complete(joined)
-        fixed = {}
-        for piece in self.pieces:
-            if piece.given:
-                fixed[piece.name] = wanted[piece.name]
-            elif piece.corrected:
+        buffer = torch.empty(self.dealt_bytes, dtype=torch.uint8)
+        for piece, at, count in self._dealt[0]:
+            value = wanted[piece.name]
+            if piece.corrected:
                 own = zero[piece.name]
-                value = wanted[piece.name]
-                share = value ^ own if piece.exclusive else value - own
-                fixed[piece.name] = share.to(piece.dtype)
-        return fixed
+                value = value.to(own.dtype) ^ own if piece.exclusive else value.to(own.dtype) - own
+            packed = piece.words.pack(value).contiguous()
+            buffer[at : at + count] = packed.view(-1).view(torch.uint8)
+        everything = joined | wanted
+        return buffer, {name: everything[name] for name in self.told}
 
     @abstractmethod
     def complete(self, whole: Pieces) -> Pieces:
@@ -177,32 +216,92 @@ class Triple(Correlation):
 
 
 class Squared(Correlation):
-    """a and a^2."""
+    """a and a^2, modulo 2^width."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.pieces = (Piece("a", shape), Piece("c", shape, corrected=True))
+    def __init__(self, shape: Shape, width: int = 64) -> None:
+        self.pieces = (Piece("a", shape, width), Piece("c", shape, width, corrected=True))
 
     def complete(self, whole: Pieces) -> Pieces:
         return {"c": whole["a"] * whole["a"]}
 
 
-class Truncated(Correlation):
-    """r, its high part r >> bits, and its top bit, which counts modulo 2^bits."""
+class Monomials(Correlation):
+    """Masks of several operands, and the products of masks that products of operands need.
 
-    def __init__(self, shape: Shape, bits: int) -> None:
-        self.bits = bits
-        self.pieces = (
-            Piece("r", shape),
-            Piece("high", shape, corrected=True),
-            Piece("top", shape, bits, corrected=True),
-        )
+    Args:
+        shapes: of the operands.
+        monomials: each a set of operands' numbers; masks' products over every part of two or more
+            of them are dealt.
+        kept: operands that were masked before, with their masks, known to the dealer alone.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        monomials: Sequence[tuple[int, ...]],
+        kept: Mapping[int, torch.Tensor | None],
+        width: int = 64,
+    ) -> None:
+        self.kept = kept
+        parts = {
+            part
+            for monomial in monomials
+            for size in range(2, len(monomial) + 1)
+            for part in itertools.combinations(sorted(monomial), size)
+        }
+        self.parts = sorted(parts, key=lambda part: (len(part), part))
+        drawn = [Piece(f"m{i}", s, width) for i, s in enumerate(shapes) if i not in kept]
+        dealt = [
+            Piece(
+                _named(part),
+                tuple(torch.broadcast_shapes(*(shapes[i] for i in part))),
+                width,
+                corrected=True,
+            )
+            for part in self.parts
+        ]
+        self.pieces = (*drawn, *dealt)
 
     def complete(self, whole: Pieces) -> Pieces:
-        return {"high": logical_shift(whole["r"], self.bits), "top": logical_shift(whole["r"], 63)}
+        masks = {f"m{i}": mask for i, mask in self.kept.items()} | whole
+        found: Pieces = {}
+        for part in self.parts:
+            first = part[:-1]
+            left = masks[f"m{first[0]}"] if len(first) == 1 else found[_named(first)]
+            found[_named(part)] = left * masks[f"m{part[-1]}"]
+        return found
+
+
+def _named(part: Sequence[int]) -> str:
+    return "m" + ".".join(map(str, part))
+
+
+class Truncated(Correlation):
+    """r on `space` bits, its high part r >> bits and its top bit.
+
+    The high part counts modulo 2^width; the top bit, times 2^(space - bits), does too, and is not
+    needed where that is 0. Then the dealer knows all of the mask: see `DealerSuite.truncating`.
+    """
+
+    told = ("high",)
+
+    def __init__(self, shape: Shape, bits: int, space: int = 64, width: int = 64) -> None:
+        self.bits, self.space = bits, space
+        left = width - (space - bits)
+        self.pieces = (Piece("r", shape, space), Piece("high", shape, width, corrected=True))
+        if left > 0:
+            self.pieces += (Piece("top", shape, left, corrected=True),)
+
+    def complete(self, whole: Pieces) -> Pieces:
+        r = whole["r"]
+        high = {"high": logical_shift(r, self.bits) if self.space == 64 else r >> self.bits}
+        if len(self.pieces) == 2:
+            return high
+        return high | {"top": logical_shift(r, self.space - 1)}
 
 
 class MaskedProduct(Correlation):
-    """a at party 1, and shares of a @ B for a weight mask B."""
+    """a at party 1, and shares of a @ B for a weight mask B, modulo 2^width."""
 
     def __init__(
         self,
@@ -210,218 +309,13 @@ class MaskedProduct(Correlation):
         z: Shape,
         mask: Callable[[], torch.Tensor],
         product: Callable[..., torch.Tensor],
+        width: int = 64,
     ) -> None:
         self.mask, self.product = mask, product
-        self.pieces = (Piece("a", x, holder=1), Piece("c", z, corrected=True))
+        self.pieces = (Piece("a", x, width, holder=1), Piece("c", z, width, corrected=True))
 
     def complete(self, whole: Pieces) -> Pieces:
         return {"c": self.product(whole["a"], self.mask())}
-
-
-# --- comparison ----------------------------------------------------------------------------------
-
-DIGIT = 6  # bits of a digit: 64 table entries, one machine word
-NODE = 3  # digits that one node joins: 6 bits, again one word
-
-
-@dataclass(frozen=True)
-class Group:
-    """Neighbouring inputs that one node joins; the `lowest` group needs no equality."""
-
-    size: int
-    lowest: bool
-
-    @property
-    def inputs(self) -> int:
-        """Bits: less of each, and equal of each but the lowest digit of all."""
-        return 2 * self.size - self.lowest
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a borrow over `bits` bits is cut into digits and nodes.
-
-    `levels` are the groups of each level of nodes; a group of one passes through. At most two
-    inputs reach the last table.
-    """
-
-    bits: int
-    digits: int
-    levels: tuple[tuple[Group, ...], ...] = field(default=())
-
-    @property
-    def last(self) -> Group:
-        return Group(len(self.levels[-1]) if self.levels else self.digits, True)
-
-
-@functools.cache
-def layout(bits: int, last: int = 2) -> Layout:
-    """The cut for a borrow over `bits` bits; `last` inputs at most reach the last table."""
-    digits = max(1, -(-bits // DIGIT))
-    levels, left = [], digits
-    while left > last:
-        groups = -(-left // NODE)
-        sizes = [left // groups + (i < left % groups) for i in range(groups)]
-        levels.append(tuple(Group(size, i == 0) for i, size in enumerate(sizes)))
-        left = groups
-    return Layout(bits, digits, tuple(levels))
-
-
-def joined(groups: Sequence[Group]) -> list[tuple[int, Group]]:
-    """The groups of a level that have a node, with their places."""
-    return [(place, group) for place, group in enumerate(groups) if group.size > 1]
-
-
-class Borrow(Correlation):
-    """Values that depend on r and on the borrow [y < r] over the low `low` bits.
-
-    * r, uniform on `bits` bits, hides x; y = x + r is opened.
-    * For each digit of r the word whose bit v is [v < digit]: 2^digit - 1. The word of
-      [v == digit] is that word, XOR itself shifted by one, XOR 1: free.
-    * For each node a mask of its input bits and the words of the joined less and equal.
-    * Where `near` is told, the digit above the low bits, for [r's digit == y's digit - t].
-    * A mask and a table of ring elements for the last step, `words` for every masked input.
-
-    Args:
-        words: results of an element; each is a ring element modulo 2^width.
-        near: the values of t.
-        last: see `layout`.
-    """
-
-    def __init__(
-        self,
-        shape: Shape,
-        bits: int,
-        low: int,
-        words: int = 1,
-        near: tuple[int, ...] = (),
-        last: int = 2,
-        width: int = 64,
-    ) -> None:
-        self.shape, self.cut, self.words, self.near = shape, layout(low, last), words, near
-        pieces = [Piece("r", shape, bits=bits)]
-        digits = (self.cut.digits, *shape)
-        pieces.append(Piece("less", digits, corrected=True, exclusive=True))
-        if near:
-            pieces.append(Piece("above", shape, corrected=True, exclusive=True))
-        for level, groups in enumerate(self.cut.levels):
-            for place, group in joined(groups):
-                at, word = f"{level}.{place}", 1 << group.inputs
-                pieces.append(Piece(f"mask{at}", shape, bits=group.inputs, exclusive=True))
-                for name in ("less", "equal")[: 2 - group.lowest]:
-                    pieces.append(Piece(f"{name}{at}", shape, word, None, True, True))
-        self.inputs = self.cut.last.inputs + len(near)
-        pieces.append(Piece("mask", shape, bits=self.inputs, exclusive=True))
-        table = (1 << self.inputs, words, *shape)
-        pieces.append(Piece("last", table, bits=width, corrected=True))
-        self.pieces = tuple(pieces)
-
-    @abstractmethod
-    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
-        """The `words` for each r, with or without a borrow, and with these digits near."""
-
-    def complete(self, whole: Pieces) -> Pieces:
-        cut, r = self.cut, whole["r"]
-        low = r & ((1 << cut.bits) - 1)
-        digits = torch.stack([(low >> (DIGIT * d)) & (2**DIGIT - 1) for d in range(cut.digits)])
-        wanted = {"less": _below(digits)}
-        if self.near:
-            wanted["above"] = _below((r >> cut.bits) & (2**DIGIT - 1))
-        for level, groups in enumerate(cut.levels):
-            for place, group in joined(groups):
-                at = f"{level}.{place}"
-                for name in ("less", "equal")[: 2 - group.lowest]:
-                    words = _node_words(group, name)
-                    wanted[f"{name}{at}"] = words[whole[f"mask{at}"]]
-        wanted["last"] = self._last(r, whole["mask"])
-        return wanted
-
-    def _last(self, r: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        cases, places = 1 << (1 + len(self.near)), range(len(self.near))
-        shown = [
-            torch.stack(self.payload(r, case & 1, [bool(case >> 1 + i & 1) for i in places]))
-            for case in range(cases)
-        ]
-        inputs = torch.arange(1 << self.inputs)
-        two = self.cut.last.size == 2
-        borrow = (inputs >> 1 & 1) | (inputs >> 2 & inputs & 1) if two else inputs & 1
-        case = borrow | inputs >> self.cut.last.inputs << 1
-        index = case[inputs.reshape(-1, *([1] * r.ndim)) ^ mask]
-        raw = torch.stack(shown)
-        return raw.gather(0, index.unsqueeze(1).expand(-1, raw.shape[1], *index.shape[1:]))
-
-
-def _below(digit: torch.Tensor) -> torch.Tensor:
-    """The word whose bit v is [v < digit]."""
-    return (torch.ones_like(digit) << digit) - 1
-
-
-class Signs(Borrow):
-    """For sign tests on `bits` bits: the payload is [x < 0] when the top bit of y is 0."""
-
-    def __init__(self, shape: Shape, bits: int, width: int = 64) -> None:
-        super().__init__(shape, bits, bits - 1, width=width)
-
-    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
-        return [(r >> self.cut.bits) & 1 ^ borrow]
-
-
-class PairSigns(Signs):
-    """Sign tests of x_i - x_j for all pairs i < j of the last dimension [n], row by row.
-
-    r hides each x once; the difference of two hides the difference of theirs. So only n elements
-    are opened, however many pairs there are.
-    """
-
-    def __init__(self, shape: Shape, bits: int, width: int = 64) -> None:
-        super().__init__((*shape[:-1], math.comb(shape[-1], 2)), bits, width)
-        self.bits = bits
-        self.pieces = (Piece("r", shape, bits=bits), *self.pieces[1:])
-
-    def differences(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., n] -> [..., pairs], on the correlation's bits."""
-        size = hidden.shape[-1]
-        first, second = torch.triu_indices(size, size, 1)
-        between = hidden.index_select(-1, first) - hidden.index_select(-1, second)
-        return between & ((1 << self.bits) - 1)
-
-    def complete(self, whole: Pieces) -> Pieces:
-        return super().complete({**whole, "r": self.differences(whole["r"])})
-
-
-class Positive(Borrow):
-    """For max(x, 0) on `bits` bits: [x >= 0] and [x >= 0] m for a clear top bit of y, and m.
-
-    m = -r + 2^(bits - 1) borrow, over the low bits: with y's low bits it is x or x + 2^(bits - 1).
-    """
-
-    def __init__(self, shape: Shape, bits: int) -> None:
-        super().__init__(shape, bits, bits - 1, words=3, last=1)
-
-    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
-        half = 1 << self.cut.bits
-        moved = borrow * half - (r & (half - 1))
-        shown = 1 - ((r >> self.cut.bits) & 1 ^ borrow)
-        return [shown, shown * moved, moved]
-
-
-class Exponents(Borrow):
-    """For exp(u) with u on `window` bits, `frac` of them fractional, inside 6 more bits.
-
-    The payload is exp(-r), and exp(-r) times the exp of the whole window where y wrapped, with
-    `precision` fractional bits; 0 where x is outside its window.
-    """
-
-    def __init__(self, shape: Shape, window: int, frac: int, precision: int) -> None:
-        super().__init__(shape, window + DIGIT, window, near=(0, 1))
-        self.frac, self.precision = frac, precision
-
-    def payload(self, r: torch.Tensor, borrow: int, near: Sequence[bool]) -> list[torch.Tensor]:
-        if not near[borrow]:
-            return [torch.zeros_like(r)]
-        low = (r & ((1 << self.cut.bits) - 1)).to(torch.float64) / 2.0**self.frac
-        whole = math.exp(2.0 ** (self.cut.bits - self.frac)) if borrow else 1.0
-        return [torch.round(torch.exp(-low) * (whole * 2.0**self.precision)).to(torch.int64)]
 
 
 class Lookup(Correlation):
@@ -489,33 +383,9 @@ class OneHot(Correlation):
         )
 
     def complete(self, whole: Pieces) -> Pieces:
-        row = torch.zeros(self.pieces[1].shape, dtype=self.pieces[1].dtype)
+        row = torch.zeros(self.pieces[1].shape, dtype=storage(self.pieces[1].bits))
         place = -whole["r"] & ((1 << self.bits) - 1)
         return {"row": row.scatter_(-1, place.unsqueeze(-1), 1)}
-
-
-@functools.cache
-def _node_words(group: Group, name: str) -> torch.Tensor:
-    """For every mask of a node's inputs the word whose bit v is its output on input v ^ mask.
-
-    Input bits, least significant digit first: less_0, equal_0, less_1, equal_1, ..., without
-    equal_0 in the lowest group.
-    """
-    count = 1 << group.inputs
-    outputs = []
-    for value in range(count):
-        bits = value << 1 & ~3 | value & 1 if group.lowest else value
-        less, equal = False, True
-        for digit in range(group.size):
-            below, same = bits >> (2 * digit) & 1, bits >> (2 * digit + 1) & 1
-            less = bool(below) or (bool(same) and less)
-            equal = equal and bool(same)
-        outputs.append(less if name == "less" else equal)
-    words = []
-    for mask in range(count):
-        word = sum(1 << v for v in range(count) if outputs[v ^ mask])
-        words.append(word - (1 << 64) if word >> 63 else word)
-    return torch.tensor(words, dtype=torch.int64)
 
 
 def logical_shift(value: torch.Tensor, bits: int) -> torch.Tensor:

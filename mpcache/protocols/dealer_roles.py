@@ -9,14 +9,16 @@ from typing import Protocol
 
 import torch
 
-from mpcache.protocols.channel import Channel, Spec
+from mpcache.protocols.channel import Channel
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
 from mpcache.protocols.dealer import DealerSuite, Messages, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
-from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
+
+
+_NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class Corrections(Protocol):
@@ -48,11 +50,9 @@ class OnlineDealer(DealerSuite):
     def draw(self, correlation: Correlation) -> Pieces:
         pieces = correlation.draw(self.rank, self.seed)
         if self.corrections is not None:
-            began = time.perf_counter()
-            for piece in correlation.pieces:
-                if piece.dealt:
-                    fixed = self.corrections.ring(piece.shape, piece.dtype)
-                    pieces[piece.name] = piece.held(fixed)
+            began, count = time.perf_counter(), correlation.dealt_bytes
+            dealt = self.corrections.ring((count,), torch.uint8) if count else _NOTHING
+            pieces |= correlation.read(dealt)
             entry = self.ledger.entry()
             entry.dealt_bytes += correlation.dealt_bytes
             entry.dealer_seconds += time.perf_counter() - began
@@ -68,15 +68,9 @@ class OnlineDealer(DealerSuite):
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
         peer = 1 - self.rank
-        return self.channel.exchange(kind, {peer: messages()}, {peer: list(sent[peer])})[peer]
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        if self.rank == source:
-            self.channel.exchange(kind, {1 - source: messages()}, {})
-            return []
-        return self.channel.exchange(kind, {}, {source: list(specs)})[source]
+        send = {peer: messages()} if sent[self.rank] else {}
+        receive = {peer: list(sent[peer])} if sent[peer] else {}
+        return self.channel.exchange(kind, send, receive).get(peer, [])
 
     def opened(self, why: str, to: str, values: int) -> None:
         self.ledger.opened(why, to, values)
@@ -95,21 +89,15 @@ class CountingDealer(DealerSuite):
         self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
         return {}
 
-    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
-        self.prediction.multiplied(x.shape, y.shape)
-        return super().matmul(x, y, width)
+    def multiplied(self, left: Sequence[int], right: Sequence[int]) -> None:
+        self.prediction.multiplied(left, right)
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return None
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
-        self.prediction.step(kind, {(0, 1): sent[0], (1, 0): sent[1]})
-        return []
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        self.prediction.step(kind, {(source, 1 - source): specs})
+        frames = {(rank, 1 - rank): sent[rank] for rank in (0, 1) if sent[rank]}
+        self.prediction.step(kind, frames)
         return []
 
     def opened(self, why: str, to: str, values: int) -> None:
@@ -120,7 +108,7 @@ class Dealing(DealerSuite):
     """The dealer's walk: knows both seeds, emits party 1's corrections in the order of use.
 
     Args:
-        emit: takes each correction, integers of its piece's width.
+        emit: takes each correlation's bytes for party 1.
     """
 
     hollow = True
@@ -139,12 +127,11 @@ class Dealing(DealerSuite):
 
     def draw(self, correlation: Correlation) -> Pieces:
         zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
-        fixed = correlation.corrections(zero, one)
-        for piece in correlation.pieces:
-            if piece.dealt:
-                self.emit(fixed[piece.name])
+        dealt, told = correlation.corrections(zero, one)
+        if dealt.numel():
+            self.emit(dealt)
         self.dealt_bytes += correlation.dealt_bytes
-        return {}
+        return told
 
     def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         self._weights += 1
@@ -159,11 +146,6 @@ class Dealing(DealerSuite):
         return self.seeds[0].ring(shape) + self.seeds[1].ring(shape)
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
-        return []
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
         return []
 
     def opened(self, why: str, to: str, values: int) -> None:

@@ -87,7 +87,7 @@ def stepped(machine: SecureMachine, reached: Secret, table: torch.Tensor, frac: 
     """table[number of ones] for bits [..., steps] that fall, table [steps + 1]; `frac` bits."""
     entries = machine.encode(table, frac)
     rises = reached.times(entries.diff(), frac).sum(-1)
-    return Secret(machine.suite.shift(rises, entries[0]).share, frac)
+    return machine.suite.shift(rises, entries[0])
 
 
 def stepped_product(

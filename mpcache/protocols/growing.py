@@ -19,8 +19,8 @@ def _tensors(value: Value) -> list[torch.Tensor]:
 def _like(value: Value, tensors: list[torch.Tensor]) -> Value:
     if isinstance(value, Kept):
         mask = tensors[1] if value.mask is not None else None
-        return Kept(tensors[0], mask, value.frac, value.rank)
-    return Secret(tensors[0], value.frac) if isinstance(value, Secret) else tensors[0]
+        return Kept(tensors[0], mask, value.frac, value.rank, value.width)
+    return Secret(tensors[0], value.frac, value.width) if isinstance(value, Secret) else tensors[0]
 
 
 class Growing:
@@ -40,6 +40,8 @@ class Growing:
             raise TypeError("tokens of another kind cannot be appended")
         if isinstance(fresh, Secret):
             fresh._match(self.value)
+            if fresh.width != self.value.width:
+                raise TypeError("tokens of another ring cannot be appended")
         begin, count = held[0].shape[1], more[0].shape[1]
         if not self._room or self._room[0].shape[1] < begin + count:
             size = begin + count + max(LEAST_ROOM, begin // 4)

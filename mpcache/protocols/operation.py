@@ -273,7 +273,7 @@ class SecureMachine(Machine):
         return secret.stack(parts, dim)
 
     def zeros_like(self, value: Value, shape: tuple[int, ...]) -> Value:
-        return Secret(value.share.new_zeros(shape), value.frac)
+        return Secret(value.share.new_zeros(shape), value.frac, value.width)
 
     # --- values in and out ---------------------------------------------------------------------
 

@@ -15,18 +15,20 @@ Index = Any  # int, slice, None, Ellipsis, or a tuple of those
 class Secret:
     """One party's additive share of a tensor over Z/2^64 with `frac` fractional bits.
 
-    The value is ``sum of all parties' shares / 2^frac`` in two's complement. Linear operations
+    The value is ``sum of all parties' shares / 2^frac`` in two's complement; where `width` is less
+    than 64, shares count modulo 2^width only, and what lies above is no part of the value. Linear operations
     are local and return a Secret; anything that would turn the value into a number raises. Only
     ``Machine.open`` opens. In the cost reading the share is a tensor without data (device meta).
     """
 
-    __slots__ = ("frac", "share")
+    __slots__ = ("frac", "share", "width")
 
-    def __init__(self, share: torch.Tensor, frac: int) -> None:
+    def __init__(self, share: torch.Tensor, frac: int, width: int = 64) -> None:
         if share.dtype != torch.int64:
             raise TypeError(f"a share is int64, not {share.dtype}")
         self.share = share
         self.frac = frac
+        self.width = width
 
     # --- shape ---------------------------------------------------------------------------------
 
@@ -40,7 +42,11 @@ class Secret:
 
     def _map(self, linear: Callable[[torch.Tensor], torch.Tensor], frac: int = 0) -> Secret:
         """What a linear map of shares makes of this secret, with `frac` more fractional bits."""
-        return Secret(linear(self.share), self.frac + frac)
+        return Secret(linear(self.share), self.frac + frac, self.width)
+
+    def modulo(self, width: int) -> Secret:
+        """The same shares, counted modulo 2^width at most: free."""
+        return Secret(self.share, self.frac, min(width, self.width))
 
     def reshape(self, *shape: int) -> Secret:
         return self._map(lambda t: t.reshape(*shape))
@@ -87,11 +93,11 @@ class Secret:
 
     def __add__(self, other: Secret) -> Secret:
         self._match(other)
-        return Secret(self.share + other.share, self.frac)
+        return Secret(self.share + other.share, self.frac, min(self.width, other.width))
 
     def __sub__(self, other: Secret) -> Secret:
         self._match(other)
-        return Secret(self.share - other.share, self.frac)
+        return Secret(self.share - other.share, self.frac, min(self.width, other.width))
 
     def __neg__(self) -> Secret:
         return self._map(torch.neg)
@@ -158,9 +164,15 @@ class Kept(Secret):
     __slots__ = ("mask", "opened", "rank")
 
     def __init__(
-        self, opened: torch.Tensor, mask: torch.Tensor | None, frac: int, rank: int
+        self,
+        opened: torch.Tensor,
+        mask: torch.Tensor | None,
+        frac: int,
+        rank: int,
+        width: int = 64,
     ) -> None:
-        self.opened, self.mask, self.frac, self.rank = opened, mask, frac, rank
+        self.opened, self.mask, self.frac = opened, mask, frac
+        self.rank, self.width = rank, width
 
     @property
     def share(self) -> torch.Tensor:  # type: ignore[override]
@@ -174,7 +186,10 @@ class Kept(Secret):
 
     def _map(self, linear: Callable[[torch.Tensor], torch.Tensor], frac: int = 0) -> Kept:
         mask = None if self.mask is None else linear(self.mask)
-        return Kept(linear(self.opened), mask, self.frac + frac, self.rank)
+        return Kept(linear(self.opened), mask, self.frac + frac, self.rank, self.width)
+
+    def modulo(self, width: int) -> Kept:
+        return Kept(self.opened, self.mask, self.frac, self.rank, min(width, self.width))
 
 
 def _joined(
@@ -182,19 +197,20 @@ def _joined(
 ) -> Secret:
     for part in parts[1:]:
         parts[0]._match(part)
-    first = parts[0]
+    first, width = parts[0], min(part.width for part in parts)
     if all(isinstance(part, Kept) for part in parts):
         assert isinstance(first, Kept)
         kept = [part for part in parts if isinstance(part, Kept)]
         masks = [part.mask for part in kept if part.mask is not None]
         opened = join([part.opened for part in kept])
-        return Kept(opened, join(masks) if masks else None, first.frac, first.rank)
-    return Secret(join([part.share for part in parts]), first.frac)
+        return Kept(opened, join(masks) if masks else None, first.frac, first.rank, width)
+    return Secret(join([part.share for part in parts]), first.frac, width)
 
 
 def lifted(value: Secret, frac: int) -> Secret:
     """The same value with more fractional bits. Exact."""
-    return Secret(value.share << (frac - value.frac), frac)
+    more = frac - value.frac
+    return Secret(value.share << more, frac, min(64, value.width + more))
 
 
 def cat(parts: Sequence[Secret], dim: int) -> Secret:

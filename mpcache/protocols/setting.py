@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Truncation = Literal["local"]
+Truncation = Literal["exact", "local"]
+Profile = Literal["lan", "wan"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Setting:
         owner: rank of the party that holds the weights.
         client: rank of the party that holds the prompt and receives the answer.
         clip: softmax arguments below ``-clip`` count as ``-clip``; exp(-16) is under one unit.
-        truncation: how low bits are dropped after a product.
+        truncation: how low bits are dropped after a product: exactly to a unit, or locally, which
+            errs by a lot with small odds.
+        profile: what the suite dealer saves where it has a choice: lan or wan, bytes or rounds.
     """
 
     world: int = 2
@@ -28,4 +31,13 @@ class Setting:
     owner: int = 0
     client: int = 1
     clip: float = 16.0
-    truncation: Truncation = "local"
+    truncation: Truncation = "exact"
+    profile: Profile = "lan"
+
+    @property
+    def narrow(self) -> int:
+        """Bits that a product of two values needs, of which 16 are integer: the ring of linear maps.
+
+        Local truncation needs all bits.
+        """
+        return 64 if self.truncation == "local" else min(64, 2 * self.frac + 16)

@@ -22,7 +22,8 @@ from mpcache.kernels.prg import Stream
 from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
 from mpcache.protocols.comparison import maximum
-from mpcache.protocols.correlation import Exponents, Lookup, Positive, Signs, Truncated, layout
+from mpcache.protocols.correlation import Lookup, Truncated
+from mpcache.protocols.digits import Exponents, Positive, Signs
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
@@ -238,7 +239,7 @@ def test_positive_cuts_and_clamps_in_one(extra: int, values: list[int]) -> None:
         ring = x << extra if rank == 0 else None
         secret = machine.suite.share(ring, tuple(x.shape), 16 + extra, 0)
         assert isinstance(machine.suite, DealerSuite)
-        return [machine.suite.open(machine.suite.positive(secret, 13), 1, "test")]
+        return [machine.suite.open(machine.suite.positive(secret, 13)[0], 1, "test")]
 
     done = deal_and_run(program)
     done.check_cost()

@@ -1,0 +1,66 @@
+"""How integers of any number of bits travel: in the machine's own widths, or packed without gaps."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from mpcache.kernels.packing import pack_bits, packed_size, unpack_bits
+from mpcache.protocols.channel import Spec
+
+_NATURAL = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+
+
+def storage(bits: int) -> torch.dtype:
+    """The narrowest integers that hold `bits` bits."""
+    return next(dtype for width, dtype in _NATURAL.items() if bits <= width)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Integers [shape] of `bits` bits, 1 to 64, in a message.
+
+    Below a byte and between bytes they are packed, so that n of them take n bits / 8 bytes.
+    """
+
+    shape: tuple[int, ...]
+    bits: int = 64
+
+    @functools.cached_property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def natural(self) -> bool:
+        """Whether they travel as what they are."""
+        return self.bits in _NATURAL
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        return packed_size(self.count, self.bits) if self.count else 0
+
+    @functools.cached_property
+    def spec(self) -> Spec:
+        if self.natural:
+            return Spec(self.shape, _NATURAL[self.bits])
+        return Spec((self.nbytes,), torch.uint8)
+
+    def pack(self, values: torch.Tensor) -> torch.Tensor:
+        """The low bits of `values` [shape], integers of any width."""
+        if self.natural:
+            return values.to(_NATURAL[self.bits])
+        if not self.count:
+            return torch.empty(0, dtype=torch.uint8)
+        return pack_bits(values, self.bits)
+
+    def unpack(self, sent: torch.Tensor) -> torch.Tensor:
+        """`values` again [shape]: bytes below 9 bits, else int64; what is above `bits` is free."""
+        if not self.natural:
+            dtype = torch.uint8 if self.bits < 8 else torch.int64
+            if not self.count:
+                return torch.empty(self.shape, dtype=dtype)
+            return unpack_bits(sent, self.bits, self.count, dtype).reshape(self.shape)
+        return sent if self.bits == 8 else sent.to(torch.int64)

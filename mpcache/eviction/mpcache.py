@@ -18,14 +18,16 @@ from mpcache.eviction.oblivious import top
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import matmul, product, scale
 from mpcache.protocols.comparison import extrema, maximum
+from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Value
-from mpcache.protocols.selection import best
+from mpcache.protocols.plays import Play
+from mpcache.protocols.selection import best, gathered
 from mpcache.protocols.softmax import attend, attention, scores_of
 
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
 SIMILARITY = {"magnitude": 21, "keep": 10}
-# Means of scores, summed over a group.
-MEAN_SCORE = {"magnitude": 8, "keep": 10}
+# Sums of a cluster's scores, and of a group's: all that scores in the narrow ring can differ by.
+SUMMED_SCORE = {"magnitude": 18, "keep": 7}
 OBSERVED = 0.2  # the paper's share of the prompt's last queries that judge importance
 
 MANY = 1 << 30  # more clusters than there are: none doubles
@@ -247,18 +249,14 @@ class MPCacheCache(Cache):
         with machine.scope("select"):
             if self.policy.selects_itself(layer):
                 fine, coarse = self._similarities(machine, layer, queries, scores, choice)
-                rows = self._choose(machine, fine, coarse, choice)
-                self.shared = rows if rows is None else machine.keep(rows)
+                self.shared = self._choose(machine, fine, coarse, choice)
         if self.policy.gather == "kv":
             return self._attend_gathered(machine, queries, keys, values, choice)
         with machine.scope("select"):
             chosen = self._chosen(machine, machine.coarse(scores), choice)
         assert chosen.shape[-1] == choice.kept
 
-        def spread(weights: Value) -> Value:
-            with machine.scope("spread"):
-                return self._spread(machine, weights, tokens, choice)
-
+        spread = _Spreading(self, machine, choice)
         context = attend(machine, chosen, values, None, spread).context
         return context.reshape(heads, group, 1, width)
 
@@ -284,13 +282,12 @@ class MPCacheCache(Cache):
         tail = head + middle * per
         two_levels = choice.picks > 0 and 0 < choice.coarse_picks < middle
         if self.policy.summary == "mean":
+            # sums stand for means: all middle clusters have as many tokens
             inner = scores.reshape(choosers, followers, -1)[..., small : (choice.fine - 1) * small]
-            means = inner.reshape(choosers, followers, choice.fine - 2, small).sum(-1).sum(1)
-            fine = scale(machine, means, 1 / small)
+            fine = inner.reshape(choosers, followers, choice.fine - 2, small).sum(-1).sum(1)
             if not two_levels:
                 return fine, None
-            total = fine[:, head:tail].reshape(choosers, middle, per).sum(-1)
-            return fine, scale(machine, total, 1 / per)
+            return fine, fine[:, head:tail].reshape(choosers, middle, per).sum(-1)
         most, least = (part[:, 1 : choice.fine - 1] for part in self.fine[layer])
         summaries = self._blend(machine, most, least)
         if two_levels:
@@ -315,7 +312,7 @@ class MPCacheCache(Cache):
         """
         if choice.picks == 0:
             return None
-        bits = MEAN_SCORE if self.policy.summary == "mean" else SIMILARITY
+        bits = SUMMED_SCORE if self.policy.summary == "mean" else SIMILARITY
         big, small = self.policy.clusters
         per, middle = big // small, max(choice.coarse - 2, 0)
         head, tail = per - 1, per - 1 + middle * per
@@ -355,30 +352,10 @@ class MPCacheCache(Cache):
             choosers, followers = self._choosers(heads, group)
             blocks = scores[..., small:last].reshape(choosers, followers, choice.fine - 2, small)
             blocks = blocks.transpose(1, 2).reshape(choosers, choice.fine - 2, followers * small)
-            picked = product(machine, self.shared, blocks, width=32)
+            self.shared, picked = gathered(machine, self.shared, blocks)
             picked = picked.reshape(choosers, choice.picks, followers, small).transpose(1, 2)
             parts.insert(1, picked.reshape(heads, group, choice.picks * small))
         return machine.cat(parts, -1)
-
-    def _spread(self, machine: Machine, weights: Value, tokens: int, choice: Choice) -> Value:
-        """Weights [kv_heads, group, kept] as weights over all tokens: those not chosen get 0."""
-        small = self.policy.clusters[1]
-        heads, group, _ = weights.shape
-        last = (choice.fine - 1) * small
-        edge = small + choice.picks * small
-        middle = (heads, group, last - small)
-        if choice.picks:
-            choosers, followers = self._choosers(heads, group)
-            inner = weights[..., small:edge]
-            inner = inner.reshape(choosers, followers, choice.picks, small).transpose(1, 2)
-            inner = inner.reshape(choosers, choice.picks, followers * small)
-            assert self.shared is not None
-            inner = product(machine, self.shared.transpose(1, 2), inner)
-            inner = inner.reshape(choosers, choice.fine - 2, followers, small).transpose(1, 2)
-            inner = inner.reshape(*middle)
-        else:
-            inner = machine.zeros_like(weights, middle)
-        return machine.cat([weights[..., :small], inner, weights[..., edge:]], -1)
 
     def _attend_gathered(
         self, machine: Machine, queries: Value, keys: Value, values: Value, choice: Choice
@@ -403,3 +380,49 @@ class MPCacheCache(Cache):
         keys, values = both[..., :width], both[..., width:]
         context, _ = attention(machine, queries, keys, values, None, 0)
         return context.reshape(heads, group, 1, width)
+
+
+@dataclass(frozen=True)
+class _Spreading:
+    """Weights [kv_heads, group, kept] as weights over all tokens: those not chosen get 0."""
+
+    cache: MPCacheCache
+    machine: Machine
+    choice: Choice
+
+    def __call__(self, weights: Value) -> Value:
+        with self.machine.scope("spread"):
+            inner = self._inner(weights)
+            if inner is not None:
+                inner = product(self.machine, self.cache.shared.transpose(1, 2), inner)
+            return self._joined(weights, inner)
+
+    def playing(self, suite: DealerSuite, weights: Value) -> Play:
+        inner = self._inner(weights)
+        if inner is not None:
+            rows = self.cache.shared.transpose(1, 2)
+            inner = yield from suite.multiplying_matrices(rows, inner)
+        return self._joined(weights, inner)
+
+    def _inner(self, weights: Value) -> Value | None:
+        """Weights of the clusters that were chosen [choosers, picks, followers * small]."""
+        small, picks = self.cache.policy.clusters[1], self.choice.picks
+        if not picks:
+            return None
+        choosers, followers = self.cache._choosers(*weights.shape[:2])
+        inner = weights[..., small : small + picks * small]
+        inner = inner.reshape(choosers, followers, picks, small).transpose(1, 2)
+        return inner.reshape(choosers, picks, followers * small)
+
+    def _joined(self, weights: Value, inner: Value | None) -> Value:
+        small, choice = self.cache.policy.clusters[1], self.choice
+        heads, group, _ = weights.shape
+        middle = (heads, group, (choice.fine - 2) * small)
+        if inner is None:
+            inner = self.machine.zeros_like(weights, middle)
+        else:
+            choosers, followers = self.cache._choosers(heads, group)
+            inner = inner.reshape(choosers, choice.fine - 2, followers, small).transpose(1, 2)
+            inner = inner.reshape(*middle)
+        edge = small + choice.picks * small
+        return self.machine.cat([weights[..., :small], inner, weights[..., edge:]], -1)

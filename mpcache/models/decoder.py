@@ -15,7 +15,7 @@ from mpcache.models.folding import Folded, folded_shapes
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import relu, silu
-from mpcache.protocols.arithmetic import embed, linear, multiply
+from mpcache.protocols.arithmetic import embed, linear, multiply, settled
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.rotary import rotary
@@ -138,11 +138,16 @@ def _attention_block(
     with machine.scope("attention"):
         y = _norm(machine, model, f"{name}.norm", x) if spec.norm_first else x
         with machine.scope("input"):
-            y = linear(machine, y, model.weights[f"{name}.input"], model.bias(f"{name}.input"))
-        query_width, key_width = spec.heads * width, heads * width
-        queries = y[:, :query_width].reshape(count, heads, spec.group, width).permute(1, 2, 0, 3)
-        keys = y[:, query_width : query_width + key_width].reshape(count, heads, width)
-        values = y[:, query_width + key_width :].reshape(count, heads, width)
+            weight, bias = model.weights[f"{name}.input"], model.bias(f"{name}.input")
+            y = linear(machine, y, weight, bias, settled=False, wide=True)
+            query_width, key_width = spec.heads * width, heads * width
+            # rotated values are settled once more, and kept then
+            parts = [y[:, : query_width + key_width], y[:, query_width + key_width :]]
+            parts = settled(machine, parts, (spec.positions != "rotary", True))
+        queries, keys = parts[0][:, :query_width], parts[0][:, query_width:]
+        queries = queries.reshape(count, heads, spec.group, width).permute(1, 2, 0, 3)
+        keys = keys.reshape(count, heads, width)
+        values = parts[1].reshape(count, heads, width)
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)
         if spec.positions == "rotary":
             queries, keys = _rotate(machine, spec, start, queries, keys)

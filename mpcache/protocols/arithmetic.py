@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret, lifted
 
@@ -88,10 +90,48 @@ class Settle(Operation):
         return machine.settle(x)
 
 
+class Settled(Operation):
+    """Values brought to the setting's fractional bits, side by side; some of them kept as well.
+
+    Args:
+        values: with any fractional bits. kept: for which of them many products follow.
+
+    Error: one cut where a value has more bits. With a dealer all of it is one round: what a cut
+    opens serves as what keeping would open (`DealerSuite.settling_kept`).
+    """
+
+    name = "settled"
+
+    def plain(
+        self, machine: PlainMachine, values: Sequence[Value], kept: Sequence[bool]
+    ) -> list[Value]:
+        return list(values)
+
+    def run(
+        self, machine: SecureMachine, values: Sequence[Secret], kept: Sequence[bool]
+    ) -> list[Secret]:
+        return [
+            machine.suite.settle_kept(value) if stays else machine.settle(value)
+            for value, stays in zip(values, kept, strict=True)
+        ]
+
+    def run_dealer(
+        self, machine: SecureMachine, values: Sequence[Secret], kept: Sequence[bool]
+    ) -> list[Secret]:
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        plays = [
+            suite.settling_kept(value) if stays else suite.settling(value)
+            for value, stays in zip(values, kept, strict=True)
+        ]
+        return suite.together(*plays)
+
+
 class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
 
-    Unless `settled`, the result keeps all its fractional bits. Error: one cut where it is, and
+    Unless `settled`, the result keeps all its fractional bits. Unless `wide`, it may count in the
+    setting's narrow ring, where it must stay below 2^14. Error: one cut where it is settled, and
     (|x|_1 + 1) / 2 units from rounding weights and bias.
     """
 
@@ -104,6 +144,7 @@ class Linear(Operation):
         weight: Value,
         bias: Value | None = None,
         settled: bool = True,
+        wide: bool = False,
     ) -> Value:
         product = x @ weight
         return product if bias is None else product + bias
@@ -115,8 +156,9 @@ class Linear(Operation):
         weight: Secret,
         bias: Secret | None = None,
         settled: bool = True,
+        wide: bool = False,
     ) -> Secret:
-        product = machine.suite.matmul(x, weight)
+        product = machine.suite.matmul(x, weight, 64 if wide else machine.setting.narrow)
         if bias is not None:
             product = product + lifted(bias, product.frac)
         return machine.settle(product) if settled else product
@@ -142,5 +184,6 @@ matmul = Matmul()
 product = Product()
 scale = Scale()
 settle = Settle()
+settled = Settled()
 linear = Linear()
 embed = Embed()

@@ -37,6 +37,7 @@ from mpcache.protocols.wire import Words
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Specs = tuple[Sequence[Spec], Sequence[Spec]]
 Messages = Callable[[], list[torch.Tensor]]
+TRIM = 6  # bits that `trimming` leaves for a truncation
 
 
 class OwnedWeight(Secret):
@@ -243,6 +244,28 @@ class DealerSuite(Tables, Suite):
         (opened,) = yield from self.opening("keep", [x.share - mask], words)
         return Kept(opened, mask, x.frac, self.rank, x.width)
 
+    def settle_kept(self, x: Secret) -> Secret:
+        return self.play(self.settling_kept(x))
+
+    def settling(self, x: Secret, width: int = 64) -> Play:
+        """x brought to the setting's fractional bits."""
+        if x.frac <= self.setting.frac:
+            return x
+        cut = yield from side_by_side([self.truncating(x, x.frac - self.setting.frac, width)])
+        return cut[0]
+
+    def settling_kept(self, x: Secret) -> Play:
+        """x brought to the setting's fractional bits, and kept: in one round where the ring that a
+        cut leaves holds a product of two such values."""
+        bits = x.frac - self.setting.frac
+        left = x.width - bits
+        if bits > 0 and left >= self.setting.narrow and self.setting.truncation == "exact":
+            both = yield from side_by_side([self.truncating(x, bits, left)])
+        else:
+            settled = yield from side_by_side([self.settling(x)])
+            both = yield from side_by_side([self.keeping(settled[0])])
+        return both[0]
+
     @abstractmethod
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         """This party's share of the next B; all of it at the dealer; None where counted."""
@@ -322,17 +345,25 @@ class DealerSuite(Tables, Suite):
         return Secret(z + d * d if self.rank == 0 else z, 2 * x.frac, width)
 
     def combining(
-        self, operands: Sequence[Secret], monomials: Sequence[tuple[int, ...]]
+        self,
+        operands: Sequence[Secret],
+        monomials: Sequence[tuple[int, ...]],
+        factors: Sequence[tuple[int, int]] | None = None,
     ) -> Play:
         """The sum of elementwise products of several operands each, broadcast, in one round.
 
-        Operand i is d_i + m_i, with d_i opened and the products of masks dealt. All monomials have
+        Operand i is d_i + m_i, with d_i opened and the products of masks dealt. All terms have
         the same fractional bits.
 
         Args:
             monomials: numbers of the operands that are multiplied.
+            factors: a public one for each monomial: a ring element and its fractional bits.
         """
-        fracs = {sum(operands[i].frac for i in monomial) for monomial in monomials}
+        factors = factors or [(1, 0)] * len(monomials)
+        fracs = {
+            sum(operands[i].frac for i in monomial) + more
+            for monomial, (_, more) in zip(monomials, factors, strict=True)
+        }
         if len(fracs) != 1:
             raise MpcacheError(f"terms of {sorted(fracs)} fractional bits cannot be added")
         (frac,), width = fracs, min(operand.width for operand in operands)
@@ -354,12 +385,21 @@ class DealerSuite(Tables, Suite):
                 assert x.mask is not None
                 opened[i], pieces[f"m{i}"] = x.opened, x.mask
         total: Any = 0
-        for monomial in monomials:
-            total = total + _expanded(sorted(monomial), opened, pieces, self.rank)
+        for monomial, (factor, _) in zip(monomials, factors, strict=True):
+            total = total + factor * _expanded(sorted(monomial), opened, pieces, self.rank)
         return Secret(total.expand(shape), frac, width)
 
     def truncate(self, x: Secret, bits: int) -> Secret:
         return self.play(self.truncating(x, bits))
+
+    def trimming(self, x: Secret, bits: int, width: int = 64) -> Play:
+        """As `truncating`, to a unit and 2^-6 of one, in fewer bytes.
+
+        All but 6 of the dropped bits are cut off each share first, and the ring shrinks with them.
+        """
+        if self.setting.truncation == "exact" and bits > TRIM:
+            x, bits = self.coarse(x, x.frac - bits + TRIM), TRIM
+        return self.truncating(x, bits, width)
 
     def truncating(self, x: Secret, bits: int, width: int = 64) -> Play:
         """Exact to one unit for |x| < 2^(space - 2) ring units, where x counts modulo 2^space.
@@ -418,8 +458,8 @@ def _expanded(
         if not part and rank != 0:
             continue
         value: Any = pieces["m" + ".".join(map(str, part))] if part else 1
-        for i in monomial:
-            if i not in part:
+        for place, i in enumerate(monomial):
+            if not chosen >> place & 1:
                 value = value * opened[i]
         total = total + value
     return total

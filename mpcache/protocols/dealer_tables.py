@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
 EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
 EXP_TOP_FRAC = 4  # of what exp says above its window
+FAR = 12  # bits above a window that a value outside of it may take
 
 
 class Tables:
@@ -213,7 +214,7 @@ class Tables:
         2^-17. The result has 60 fractional bits.
         """
         drop, low = max(0, x.frac - EXP_FRAC), EXP_FRAC + EXP_WINDOW
-        high = min(x.width - drop, 32) - low
+        high = min(x.width - drop - low, FAR + 2)
         if x.frac < EXP_FRAC or high < 2:
             raise MpcacheError(f"exp reads {EXP_FRAC} fractional bits and {low + 2} in all")
         moved = self.shift(x, torch.tensor(15 << x.frac))
@@ -233,7 +234,7 @@ class Tables:
     def clamp(self: DealerSuite, x: Secret, keep: int, bits: int) -> Secret:
         """floor(x 2^keep), or one less, kept to [0, 2^bits), modulo 2^bits; no fractional bits."""
         drop = x.frac - keep
-        high = x.width - drop - bits
+        high = min(x.width - drop - bits, FAR)
         correlation = Clamped(tuple(x.shape), bits, high, self.setting.profile, bits)
         made = self.play(self._reading("clamp", x, drop, bits + high, correlation))
         if made is None:
@@ -293,7 +294,7 @@ class Tables:
         sent = ([y_words], [y_words, key_words])
         if self.hollow:
             yield [Ask("steps", sent, [])]
-            return self._made(shape, 0, x.width), self._made(shape, x.frac, x.width)
+            return self._made(shape, 0), self._made(shape, x.frac, x.width)
         hidden = x.share + pieces["r"]
         own = [hidden] if self.rank == 0 else [hidden, pieces["key"]]
         (got,) = yield [Ask("steps", sent, own)]
@@ -315,7 +316,7 @@ class Tables:
         reached = torch.where(top, below, one - below)
         reached_r = torch.where(top, below_r, r - below_r)
         products = y * reached - reached_r
-        return Secret(reached, 0, x.width), Secret(products, x.frac, x.width)
+        return Secret(reached, 0), Secret(products, x.frac, x.width)
 
     # --- one-hot rows --------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from mpcache.protocols.correlation import Correlation, Piece, Pieces, Shape
 
 Kind = Literal["less", "equal", "half0", "half1"]
 WIDEST = 6  # bits of a digit, and of a node's inputs: a word is a machine word at most
+NARROWEST = 3  # bits of a digit: a byte
 # What a round is worth, in bytes that are sent; a dealt byte is worth half a sent one.
 ROUND_BYTES = {"lan": 1 << 17, "wan": 1 << 20}
 DEALT_WEIGHT = 0.5
@@ -228,17 +229,18 @@ def _borrow(drawing: _Drawing, digits: Sequence[int], groups: Sequence[int]) -> 
 
 def _shapes(bits: int, last: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Widths of digits and groups by level that leave `last` groups at most."""
-    for digits in range(-(-bits // WIDEST), min(bits, 18) + 1):
-        widths = _even(bits, digits)
-        for levels in range(4):
-            for groups in itertools.product(range(1, 7), repeat=levels):
-                left, fits = digits, True
-                for count in groups:
-                    largest = -(-left // count)
-                    fits = fits and count < left and 2 * largest <= WIDEST
-                    left = count
-                if fits and left <= last:
-                    yield widths, groups
+    for digits in range(-(-bits // WIDEST), -(-bits // NARROWEST) + 1):
+        yield from ((_even(bits, digits), groups) for groups in _groups(digits, last))
+
+
+def _groups(count: int, last: int, levels: int = 3) -> Iterator[tuple[int, ...]]:
+    """How many groups come out of each level, so that `last` are left at most."""
+    if count <= last:
+        yield ()
+    if levels:
+        for groups in range(-(-count // (WIDEST // 2)), count):
+            for rest in _groups(groups, last, levels - 1):
+                yield (groups, *rest)
 
 
 @functools.cache

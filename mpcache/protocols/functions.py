@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 
@@ -11,8 +12,9 @@ from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret, lifted
-from mpcache.protocols.splines import FEW, line, spline
+from mpcache.protocols.splines import FEW, lining, spline
 
 EXP_SQUARINGS = 5
 NEWTON_STEPS = 3
@@ -141,7 +143,7 @@ class Inverse(Operation):
     """1/x for x in [2^low, 2^high), with `frac` fractional bits. With a dealer only.
 
     1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly, in one round.
-    2. 1/t by a line in a segment of 2^-7; times f.
+    2. 1/t = a + b t in a segment of 2^-7; (a + b t) f in one product.
 
     Error: 2^-15 of the result, and a cut at `frac`.
     """
@@ -153,16 +155,22 @@ class Inverse(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, low: int, high: int, frac: int) -> Secret:
         suite = machine.suite
-        steps = torch.arange(low, high + 1, dtype=torch.float64)
-        thresholds = 0.75 * torch.exp2(steps[1:])
         assert isinstance(suite, DealerSuite)
-        encoded = machine.encode(thresholds, x.frac)
-        reached, products = suite.steps(x, encoded, min(63, x.frac + high + 1))
-        factor = stepped(machine, reached, torch.exp2(-steps), high)
-        t = stepped_product(machine, x, products, torch.exp2(-steps), high)
-        r = line(machine, t, torch.reciprocal, 0.7, 2.0, keep=7, bits=8, fine=4)
-        r = suite.multiply(r, factor)
-        return suite.truncate(r, r.frac - frac)
+        return suite.play(inverting(machine, x, low, high, frac))
+
+
+def inverting(machine: SecureMachine, x: Secret, low: int, high: int, frac: int) -> Play:
+    """`Inverse` as a play: four rounds."""
+    suite = machine.suite
+    assert isinstance(suite, DealerSuite)
+    steps = torch.arange(low, high + 1, dtype=torch.float64)
+    encoded = machine.encode(0.75 * torch.exp2(steps[1:]), x.frac)
+    reached, products = yield from suite.stepping(x, encoded, min(63, x.frac + high + 1))
+    factor = stepped(machine, reached, torch.exp2(-steps), high)
+    t = stepped_product(machine, x, products, torch.exp2(-steps), high)
+    a, b, t = yield from lining(machine, t, torch.reciprocal, 0.7, 2.0, 7, 8, 16, 20)
+    r = yield from suite.combining([a, b, t, factor], [(0, 3), (1, 2, 3)])
+    return (yield from suite.truncating(r, r.frac - frac))
 
 
 class InverseSqrt(Operation):
@@ -207,7 +215,8 @@ class Decay(Operation):
         """exp in its window, and 0 outside: e^-15 is below 2^-21."""
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
-        return machine.settle(suite.exp(x))
+        e = suite.exp(x)
+        return suite.play(suite.trimming(e, e.frac - suite.setting.frac))
 
 
 class Logistic(Operation):
@@ -222,28 +231,45 @@ class Logistic(Operation):
         return reciprocal(machine, machine.shift(e, 1.0), 2.0)
 
     def run_dealer(self, machine: SecureMachine, e: Secret) -> Secret:
-        """A polynomial of degree 6, within 2^-16 on [0, 1], with three products.
+        """A polynomial of degree 6, within 2^-16 on [0, 1]: a square, and one product of it with e.
 
-        (c0 + c1 e + c2 e^2) + e^3 (c3 + c4 e + c5 e^2 + c6 e^3).
+        c0 + c1 e + c2 s + c3 e s + c4 s s + c5 e s s + c6 s s s, with s = e^2.
         """
-        suite, frac = machine.suite, machine.setting.frac
-        c = machine.encode(logistic_coefficients())
-        e2 = machine.settle(suite.square(e))
-        e3 = multiply(machine, e, e2)
-        high = e.times(c[4], frac) + e2.times(c[5], frac) + e3.times(c[6], frac)
-        high = suite.shift(high, c[3] << frac)
-        low = suite.shift(e.times(c[1], frac) + e2.times(c[2], frac), c[0] << frac)
-        rest = suite.multiply(e3, high)
-        return machine.settle(lifted(low, rest.frac) + rest)
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        s = machine.settle(suite.square(e))
+        constant, *factors = _logistic_factors(machine.setting.frac)
+        monomials = [(0,), (1,), (0, 1), (1, 1), (0, 1, 1), (1, 1, 1)]
+        operands = [e.modulo(64), s]
+        total = suite.play(suite.combining(operands, monomials, factors))
+        return machine.settle(suite.shift(total, torch.tensor(constant)))
+
+
+LOGISTIC_EXTRA = 13  # fractional bits of the last coefficient; 61 in all with 16 of e
 
 
 @functools.cache
-def logistic_coefficients() -> torch.Tensor:
-    """Powers' coefficients of the degree-6 Chebyshev fit of 1 / (1 + e) on [0, 1.001]."""
-    count = 7
-    nodes = torch.cos((2 * torch.arange(count, dtype=torch.float64) + 1) * torch.pi / (2 * count))
+def _logistic_factors(frac: int) -> list[Any]:
+    """The constant as a ring element, and for each power its coefficient and fractional bits.
+
+    The last coefficients are rounded first, and the others are fitted to what is left.
+    """
+    count, total = 7, 3 * frac + LOGISTIC_EXTRA
+    nodes = torch.cos((2 * torch.arange(64, dtype=torch.float64) + 1) * torch.pi / 128)
     x = 0.5005 * (1 + nodes)
-    return torch.linalg.solve(torch.linalg.vander(x, N=count), 1 / (1 + x))
+    table, wanted = torch.linalg.vander(x, N=count), 1 / (1 + x)
+    rounded: list[float] = []
+    for kept in (count, count - 1):
+        top = torch.linalg.lstsq(table[:, :kept], wanted.unsqueeze(1)).solution[-1, 0]
+        rounded.insert(0, float(torch.round(top * 2**LOGISTIC_EXTRA) / 2**LOGISTIC_EXTRA))
+        wanted = wanted - rounded[0] * table[:, kept - 1]
+    rest = torch.linalg.lstsq(table[:, :-2], wanted.unsqueeze(1)).solution[:, 0]
+    found: list[Any] = [round(float(rest[0]) * 2**total)]
+    sizes = (1, 1, 2, 2, 3, 3)  # e, s, e s, s s, e s s, s s s
+    for coefficient, size in zip([*rest[1:].tolist(), *rounded], sizes, strict=True):
+        more = total - size * frac
+        found.append((round(coefficient * 2**more), more))
+    return found
 
 
 def clipped(machine: Machine, x: Value, low: float) -> Value:

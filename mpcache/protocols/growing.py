@@ -40,8 +40,6 @@ class Growing:
             raise TypeError("tokens of another kind cannot be appended")
         if isinstance(fresh, Secret):
             fresh._match(self.value)
-            if fresh.width != self.value.width:
-                raise TypeError("tokens of another ring cannot be appended")
         begin, count = held[0].shape[1], more[0].shape[1]
         if not self._room or self._room[0].shape[1] < begin + count:
             size = begin + count + max(LEAST_ROOM, begin // 4)
@@ -50,5 +48,8 @@ class Growing:
                 room[:, :begin] = tensor
         for room, tensor in zip(self._room, more, strict=True):
             room[:, begin : begin + count] = tensor
+        width = min(fresh.width, self.value.width) if isinstance(fresh, Secret) else 0
         self.value = _like(fresh, [room[:, : begin + count] for room in self._room])
+        if width:
+            self.value = self.value.modulo(width)
         return self.value

@@ -13,7 +13,7 @@ from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.functions import inverse_sqrt, stairs, stepped, stepped_product
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.splines import line
+from mpcache.protocols.splines import lining
 
 # Rows are brought to a sum of squares in [LOW, 4 LOW): small enough that its truncation is safe,
 # large enough that the elements keep their precision.
@@ -22,6 +22,8 @@ LOW = 64.0
 SCALED = 10  # a power of two: SCALED + 20 is LARGEST_SUM, and 2 LARGEST_SUM + 2 bits fit
 FACTOR_FRAC = 10  # fractional bits of the factor 2^-k, which is 2^-9 at least
 ROOT_FRAC = 26  # and of its product with the root
+# Fractional bits of t and of a slope: with all of them, and where x is multiplied in one go.
+PARTED, WHOLE = (16, 24), (14, 16)
 # Mean squares are told apart from 2^-16 up; sums of squares must stay below 2^30.
 SMALLEST_MEAN = -16
 LARGEST_SUM = 30
@@ -106,8 +108,9 @@ class Norm(Operation):
 
         1. s = sum of squares + n eps. Steps at 768 * 4^k of s: f^2 = 4^-k and f = 2^-k.
         2. t = s f^2 in [768, 3072), exactly, in the same round: no truncation.
-        3. r = sqrt(n) / sqrt(t) by a line in a segment of 2^-8; r f cut to 26 fractional bits.
-        4. x r f.
+        3. sqrt(n) / sqrt(t) = a + b t in a segment of 2^-8.
+        4. x (a + b t) f: with few rounds in one product, where the line has 30 fractional bits;
+           else (a + b t) f is cut to 26 of them first.
         """
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
@@ -123,11 +126,20 @@ class Norm(Operation):
         factor = stepped(machine, reached, torch.exp2(-steps / 2), FACTOR_FRAC)
         t = stepped_product(machine, total, totals, torch.exp2(-steps), int(steps[-1]))
         shift = math.floor(math.log2(size) / 2) - SCALED // 2
-        root = math.sqrt(size) / 2 ** (SCALED // 2 + shift)
-        r = line(machine, t.halved(SCALED), scaled_root(root), 0.7, 4.0, keep=8, bits=10)
-        r = suite.multiply(r, factor).halved(-shift)
-        r = suite.truncate(r, r.frac - ROOT_FRAC)
-        y = machine.settle(suite.multiply(kept, r))
+        root = scaled_root(math.sqrt(size) / 2 ** (SCALED // 2 + shift))
+        whole = suite.setting.profile == "wan" and x.frac + sum(WHOLE) + FACTOR_FRAC <= 56
+        cut, fine = WHOLE if whole else PARTED
+        parts = lining(machine, t.halved(SCALED), root, 0.7, 4.0, 8, 10, cut, fine)
+        a, b, t = suite.play(parts)
+        if whole:
+            operands = [kept, a, b, t, factor]
+            y = suite.play(suite.combining(operands, [(0, 1, 4), (0, 2, 3, 4)]))
+        else:
+            r = suite.play(suite.combining([a, b, t, factor], [(0, 3), (1, 2, 3)])).halved(-shift)
+            r = suite.truncate(r, r.frac - ROOT_FRAC)
+            y, shift = suite.multiply(kept, r), 0
+        y = y.halved(-shift)
+        y = suite.play(suite.trimming(y, y.frac - suite.setting.frac))
         y = y if gain is None else multiply(machine, y, gain)
         return y if bias is None else y + bias
 

@@ -235,6 +235,11 @@ class Suite(ABC):
         """The same secret, for several products: see `Kept`. Here it stays what it is."""
         return x
 
+    def settle_kept(self, x: Secret) -> Secret:
+        """x brought to the setting's fractional bits, for several products."""
+        extra = x.frac - self.setting.frac
+        return self.keep(self.truncate(x, extra) if extra > 0 else x)
+
     @abstractmethod
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:
         """Add public ring elements."""

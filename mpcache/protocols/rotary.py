@@ -15,7 +15,8 @@ class Rotary(Operation):
         cos, sin: public [tokens, d / 2].
 
     The two products are added before one truncation. Error: one cut, and
-    (|x_i| + |x_{i + d/2}|) / 2 units from rounding cos and sin.
+    (|x_i| + |x_{i + d/2}|) / 2 units from rounding cos and sin. The result is kept for many
+    products.
     """
 
     name = "rotary"
@@ -39,7 +40,7 @@ class Rotary(Operation):
             ],
             -1,
         )
-        return machine.settle(rotated)
+        return machine.suite.settle_kept(rotated)
 
 
 rotary = Rotary()

@@ -97,8 +97,41 @@ class Best(Operation):
     def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        rows = suite.one_hot(rank(machine, x, width=16, **bits), 0, max(1, (size - 1).bit_length()))
+        count = max(1, (size - 1).bit_length())
+        ranks = rank(machine, x, width=8 if count <= 8 else 16, **bits)
+        rows = suite.one_hot(ranks, 0, count, machine.setting.narrow)
         return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
+
+
+class Gathered(Operation):
+    """What one-hot rows [.., k, n] choose of blocks [.., n, width], in a ring of 32 bits.
+
+    Returns the rows, kept for the products that follow, and the chosen blocks. With a dealer what
+    keeping opens and the blocks leave in one round.
+    """
+
+    name = "gathered"
+
+    def plain(self, machine: PlainMachine, rows: Value, blocks: Value) -> tuple[Value, Value]:
+        return rows, rows @ blocks
+
+    def run(self, machine: SecureMachine, rows: Secret, blocks: Secret) -> tuple[Secret, Secret]:
+        rows = machine.suite.keep(rows)
+        return rows, machine.suite.matmul(rows, blocks, GATHERED)
+
+    def run_dealer(
+        self, machine: SecureMachine, rows: Secret, blocks: Secret
+    ) -> tuple[Secret, Secret]:
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        blocks = blocks.modulo(GATHERED)
+        rows, hidden = suite.together(
+            suite.keeping(rows.modulo(machine.setting.narrow)), suite.keeping(blocks)
+        )
+        return rows, suite.matmul(rows, hidden)
+
+
+GATHERED = 32  # bits of chosen scores
 
 
 class Argmax(Operation):
@@ -129,4 +162,5 @@ class Argmax(Operation):
 rank = Rank()
 top_k = TopK()
 best = Best()
+gathered = Gathered()
 argmax = Argmax()

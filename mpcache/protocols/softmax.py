@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from mpcache.protocols.arithmetic import matmul, multiply, product, scale
 from mpcache.protocols.comparison import maximum
 from mpcache.protocols.dealer import DealerSuite
-from mpcache.protocols.functions import decay, inverse, reciprocal
+from mpcache.protocols.functions import decay, inverting, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret, lifted
 
 HIDDEN = -(2.0**11)  # scores stay between it and 2^11
 MAGNITUDE = 12  # so that their differences stay below 2^12
 CEILED = 1 << 15  # scores up to which a table each is worth the rounds of a maximum
-CELL, CELLS = 1, 7  # a ceiling reads scores in 2^7 cells of 2^1, around 0
-WEIGHT_FRAC = 24  # fractional bits of weights that are not normalised
-SUM_FRAC = 26  # of their sum over values, and of the inverse of their total
+CELL, CELLS = 1, 6  # a ceiling reads scores in 2^6 cells of 2^1, around 0
+WEIGHT_FRAC, ROOMY = 16, 8  # fractional bits of weights that are not normalised, for 2^8 tokens
+CONTEXT_FRAC = 24  # of their sum over values
+SUM_FRAC = 26  # of the inverse of their total
 
-Spread = Callable[[Value], Value]
+
+class Spread(Protocol):
+    """Maps weights over the tokens to weights over what is stored, where that is more."""
+
+    def __call__(self, weights: Value) -> Value: ...
+
+    def playing(self, suite: DealerSuite, weights: Secret) -> Play:
+        """The same as a play, with a dealer."""
+        ...
 
 
 class Softmax(Operation):
@@ -89,11 +99,13 @@ class Attend(Operation):
 
     1. m near the maximum: 1 at most below it and 3 above, read off one opening where scores are
        few; else the maximum itself.
-    2. e = exp(x - m), with 24 fractional bits.
-    3. Context: (e values) / sum(e); the weights themselves are not normalised.
+    2. e = exp(x - m), with 16 fractional bits, fewer for more than 256 tokens.
+    3. Context: (e values) / sum(e), the sums and the inverse side by side; the weights themselves
+       are not normalised.
 
-    Error there: a weight is off by 2^-17, where the greatest is e^-3 at least, and by 2^-14 of
-    itself, as is their total.
+    Scores beyond [-64, 62) count as equal: nothing wraps. Error there: a weight is off by a unit
+    of its fractional bits, as often up as down, where the greatest is e^-3 at least, and by 2^-14
+    of itself, as is their total.
     """
 
     name = "softmax"
@@ -137,24 +149,49 @@ class Attend(Operation):
             top = lifted(_ceiling(machine, x, visible), x.frac)
         else:
             top = maximum(machine, x, x.ndim - 1, magnitude=MAGNITUDE, keep=4)
+        tokens = x.shape[-1]
         with machine.scope("exp"):
-            e = _weights(suite, x - top, visible)
+            e = _weights(suite, x - top, visible, weight_frac(tokens))
         total = e.sum(-1, keepdim=True)
         with machine.scope("values"):
-            context = product(machine, spread(e) if spread else e, values)
-            context = suite.truncate(context, context.frac - SUM_FRAC)
-        over = inverse(machine, total, -6, x.shape[-1].bit_length() + 2, SUM_FRAC)
-        return Weighted(multiply(machine, context, over), e, over)
+            high = tokens.bit_length() + 2
+            context, over = suite.together(
+                _averaging(suite, e, values, spread), inverting(machine, total, -6, high, SUM_FRAC)
+            )
+        with machine.scope("normalise"):
+            context = suite.multiply(context, over)
+            context = suite.play(suite.trimming(context, context.frac - suite.setting.frac))
+        return Weighted(context, e, over)
 
 
-def _weights(suite: DealerSuite, x: Secret, visible: torch.Tensor | None) -> Secret:
+def weight_frac(tokens: int) -> int:
+    """Fractional bits of weights that are not normalised: fewer where more of them are added up.
+
+    In the setting's narrow ring their products with values then have room for a sum of all.
+    """
+    return WEIGHT_FRAC - max(0, (tokens - 1).bit_length() - ROOMY)
+
+
+def _averaging(suite: DealerSuite, e: Secret, values: Secret, spread: Spread | None) -> Play:
+    """(e values), with SUM_FRAC fractional bits at most."""
+    if spread is not None:
+        e = yield from spread.playing(suite, e)
+    context = yield from suite.multiplying_matrices(e, values)
+    cut = max(context.frac - CONTEXT_FRAC, 1)
+    return (yield from suite.truncating(context, cut))
+
+
+def _weights(
+    suite: DealerSuite, x: Secret, visible: torch.Tensor | None, frac: int
+) -> Secret:
     """exp(x) where visible, else 0: hidden places cost nothing."""
+    narrow = suite.setting.narrow
     if visible is None:
         e = suite.exp(x)
-        return suite.truncate(e, e.frac - WEIGHT_FRAC)
+        return suite.play(suite.trimming(e, e.frac - frac, narrow))
     places = _places(visible, tuple(x.shape))
     e = suite.exp(x.flatten().take(places))
-    e = suite.truncate(e, e.frac - WEIGHT_FRAC)
+    e = suite.play(suite.trimming(e, e.frac - frac, narrow))
     return e.pour(places, x.share.numel()).reshape(*x.shape)
 
 
@@ -168,24 +205,25 @@ def _places(visible: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) -> Secret:
-    """An integer [.., 1] that the greatest x, in [-128, 126), exceeds by 1 at most, or misses by 3.
+    """An integer [.., 1] that the greatest x, kept to [-64, 62), exceeds by 1 at most, or misses
+    by 3.
 
-    1. One-hot rows over cells of 2 and their sum: how many x are in each cell, or one below.
-    2. Sums from the top: where they are not zero, the greatest x is at least as high.
+    1. The cell of 2 that each x is in, or one below; those beyond the ends are in the last ones.
+    2. One-hot rows over cells and their sum: how many x are in each cell.
+    3. Sums from the top: where they are not zero, the greatest x is at least as high.
     """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
     count = 1 << CELLS
     with machine.scope("ceiling"):
         moved = machine.shift(x, float(count << (CELL - 1)))
-        bits = x.shape[-1].bit_length()
-        # counts are compared on bits + 1 bits, and must be right on all of them
-        width = 8 if bits < 8 else 16 if bits < 16 else 32
-        counts = suite.tally(moved, -CELL, CELLS, visible, width)
+        cells = suite.clamp(moved, -CELL, CELLS)
+        bits = x.shape[-1].bit_length()  # of a count
+        width = 8 if bits <= 8 else 16 if bits <= 16 else 32
+        counts = suite.tally(cells, 0, CELLS, visible, width)
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
         above = below[..., -1:] - below[..., :-1]
-        # modulo 2^16 is enough: exp reads a difference of scores on 24 bits
-        empty = suite.negative(machine.shift(above, -1.0), magnitude=bits, width=16)
+        empty = suite.is_zero(above, bits)
         reached = machine.shift(-empty.sum(-1, keepdim=True), float(count - 1))
         offset = (2 << CELL) - 1 - (count << (CELL - 1))
         return machine.shift(reached.times(1 << CELL), float(offset))

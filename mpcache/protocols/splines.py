@@ -9,6 +9,7 @@ import torch
 
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import SecureMachine
+from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret, stack
 
 FEW = 1 << 13  # elements up to which tables of some kilobytes each are worth their rounds
@@ -66,7 +67,7 @@ def lines(
     return torch.stack([y[:, 0] - slope * x[:, 0], slope])
 
 
-def line(
+def lining(
     machine: SecureMachine,
     x: Secret,
     function: Callable[[torch.Tensor], torch.Tensor],
@@ -74,25 +75,21 @@ def line(
     high: float,
     keep: int,
     bits: int,
-    fine: int = 8,
-) -> Secret:
-    """function(x) for x in [low, high), with any fractional bits; the result has 2 * 16 + `fine`.
+    cut: int = 16,
+    fine: int = 24,
+) -> Play:
+    """The parts a, b and x of a + b x = function(x) for x in [low, high): one look-up.
 
-    Error, relative to a function with |slope x| at most its value: a cut of x, and what a line
-    leaves of it in a segment.
-
-    1. Look a and b up for the segment of x, and cut x, in one round.
-    2. a + b x: one product.
+    Error of the sum, relative to a function with |slope x| at most its value: a cut of x, and what
+    a line leaves of it in a segment.
 
     Args:
         keep: 2^keep segments a unit. bits: high 2^keep is at most 2^bits.
-        fine: how many more fractional bits slopes have than values.
+        cut: fractional bits that x is left with. fine: those of slopes; values have their sum.
     """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
-    frac = machine.setting.frac
     offset, slope = lines(function, low, high, keep, bits)
-    fine += frac
-    tables = torch.stack([machine.encode(offset, frac + fine), machine.encode(slope, fine)])
-    (a, b), x = suite.lookup(x, keep, bits, tables, cut=x.frac - frac)
-    return Secret(a.share, frac + fine) + suite.multiply(Secret(b.share, fine), x)
+    tables = torch.stack([machine.encode(offset, cut + fine), machine.encode(slope, fine)])
+    (a, b), x = yield from suite.looking_up(x, keep, bits, tables, cut=x.frac - cut)
+    return Secret(a.share, cut + fine), Secret(b.share, fine), x

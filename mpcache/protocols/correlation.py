@@ -13,13 +13,12 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from mpcache.kernels import dcf
-from mpcache.protocols.channel import Spec
-from mpcache.protocols.wire import Words, storage
+from mpcache.protocols.wire import Words, as_words, storage
 
 Shape = tuple[int, ...]
 Pieces = dict[str, torch.Tensor]
@@ -68,110 +67,123 @@ class Piece:
         """Whether party 1 receives it from the dealer."""
         return self.corrected or self.given
 
-    @functools.cached_property
-    def words(self) -> Words:
-        """How a correction travels."""
-        return Words(self.shape, self.bits)
-
-    @functools.cached_property
-    def drawn(self) -> Words:
-        """What is taken from a seed: whole words."""
-        return Words(self.shape, 8 * storage(self.bits).itemsize)
-
     def held(self, value: torch.Tensor) -> torch.Tensor:
         """As a party works with it."""
-        return value.to(storage(self.bits) if self.narrow else torch.int64)
+        wanted = storage(self.bits) if self.narrow else torch.int64
+        return value if value.dtype == wanted else value.to(wanted)
 
 
-def _slices(pieces: Sequence[Piece], of: Callable[[Piece], Words]) -> tuple[list[Any], int]:
-    """Where each piece begins in one buffer, the widest words first, and the buffer's bytes."""
-    ordered = sorted(pieces, key=lambda piece: -of(piece).spec.dtype.itemsize)
+class _Place:
+    """Where a piece lies in a run of bytes, and how it is read there."""
+
+    __slots__ = ("at", "end", "mask", "name", "piece", "words")
+
+    def __init__(self, piece: Piece, words: Words, at: int) -> None:
+        self.piece, self.name, self.words = piece, piece.name, words
+        self.at, self.end = at, at + words.nbytes
+        spare = piece.bits < 8 * words.spec.dtype.itemsize
+        self.mask = (1 << piece.bits) - 1 if spare else 0
+
+    def of(self, buffer: torch.Tensor) -> torch.Tensor:
+        spec = self.words.spec
+        return buffer[self.at : self.end].view(spec.dtype).view(spec.shape)
+
+
+def _laid(pieces: Sequence[Piece], drawn: bool) -> tuple[list[_Place], int]:
+    """Pieces one behind the other, the widest words first, and how many bytes they are."""
+    formed = [
+        (piece, as_words(piece.shape, 8 * storage(piece.bits).itemsize if drawn else piece.bits))
+        for piece in pieces
+    ]
     found, at = [], 0
-    for piece in ordered:
-        found.append((piece, at, of(piece).nbytes))
-        at += of(piece).nbytes
+    for piece, form in sorted(formed, key=lambda pair: -pair[1].spec.dtype.itemsize):
+        found.append(_Place(piece, form, at))
+        at += form.nbytes
     return found, at
 
 
-def _part(buffer: torch.Tensor, at: int, size: int, spec: Spec) -> torch.Tensor:
-    return buffer[at : at + size].view(spec.dtype).view(spec.shape)
+class Form:
+    """The pieces of a correlation, and where they lie in what is drawn and in what is dealt."""
 
-
-class Correlation(ABC):
-    """Pieces that belong together. `complete` is the dealer's part.
-
-    A correlation is drawn as one run of a seed's bytes, and corrected by one run of the dealer's.
-
-    Attributes:
-        told: names of pieces whose whole value the dealer's walk needs later.
-    """
-
-    pieces: tuple[Piece, ...]
-    told: tuple[str, ...] = ()
-
-    @functools.cached_property
-    def _drawn(self) -> tuple[Any, Any]:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = tuple(pieces)
         own = [
             [
                 piece
-                for piece in self.pieces
+                for piece in pieces
                 if piece.holder in (None, rank)
                 and not piece.given
                 and not (rank == 1 and piece.corrected)
             ]
             for rank in (0, 1)
         ]
-        return tuple(_slices(pieces, lambda piece: piece.drawn) for pieces in own)  # type: ignore
+        self.drawn = [_laid(held, True) for held in own]
+        self.dealt, self.dealt_bytes = _laid([piece for piece in pieces if piece.dealt], False)
 
-    @functools.cached_property
-    def _dealt(self) -> Any:
-        return _slices([p for p in self.pieces if p.dealt], lambda piece: piece.words)
+
+class Correlation(ABC):
+    """Pieces that belong together. `complete` is the dealer's part.
+
+    A correlation is drawn as one run of a seed's bytes, and corrected by one run of the dealer's.
+    Its form depends on shapes alone, and is made once for each.
+
+    Attributes:
+        told: names of pieces whose whole value the dealer's walk needs later.
+    """
+
+    form: Form
+    told: tuple[str, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return self.form.pieces
 
     @property
     def dealt_bytes(self) -> int:
         """Bytes of corrections that party 1 receives."""
-        return int(self._dealt[1])
+        return self.form.dealt_bytes
 
     def draw(self, rank: int, source: Randomness) -> Pieces:
         """What party `rank` takes from its own seed."""
-        slices, size = self._drawn[rank]
+        places, size = self.form.drawn[rank]
         buffer = source.bits((size,), 8) if size else torch.empty(0, dtype=torch.uint8)
         found = {}
-        for piece, at, count in slices:
-            value = _part(buffer, at, count, piece.drawn.spec)
-            if piece.bits < 8 * value.dtype.itemsize:
-                value = value & ((1 << piece.bits) - 1)
-            found[piece.name] = piece.held(value)
+        for place in places:
+            value = place.of(buffer)
+            if place.mask:
+                value = value & place.mask
+            found[place.name] = place.piece.held(value)
         return found
 
     def read(self, dealt: torch.Tensor) -> Pieces:
         """Party 1's corrections, from their bytes [dealt_bytes]."""
-        found = {}
-        for piece, at, count in self._dealt[0]:
-            sent = _part(dealt, at, count, piece.words.spec)
-            found[piece.name] = piece.held(piece.words.unpack(sent))
-        return found
+        return {
+            place.name: place.piece.held(place.words.unpack(place.of(dealt)))
+            for place in self.form.dealt
+        }
 
     def corrections(self, zero: Pieces, one: Pieces) -> tuple[torch.Tensor, Pieces]:
         """Bytes of party 1's corrected shares, from what both parties drew; and what is `told`."""
-        joined = {}
-        for piece in self.pieces:
+        whole = {}
+        for piece in self.form.pieces:
             if piece.dealt:
                 continue
             held = [part[piece.name] for part in (zero, one) if piece.name in part]
-            whole = held[0] if len(held) == 1 else _join(piece, *held)
-            joined[piece.name] = whole & ((1 << piece.bits) - 1) if piece.bits < 64 else whole
-        wanted = self.complete(joined)
+            joined = held[0] if len(held) == 1 else _join(piece, *held)
+            whole[piece.name] = joined & ((1 << piece.bits) - 1) if piece.bits < 64 else joined
+        wanted = self.complete(whole)
         buffer = torch.empty(self.dealt_bytes, dtype=torch.uint8)
-        for piece, at, count in self._dealt[0]:
-            value = wanted[piece.name]
-            if piece.corrected:
-                own = zero[piece.name]
-                value = value.to(own.dtype) ^ own if piece.exclusive else value.to(own.dtype) - own
-            packed = piece.words.pack(value).contiguous()
-            buffer[at : at + count] = packed.view(-1).view(torch.uint8)
-        everything = joined | wanted
-        return buffer, {name: everything[name] for name in self.told}
+        for place in self.form.dealt:
+            value = wanted[place.name]
+            if place.piece.corrected:
+                own = zero[place.name]
+                value = value.to(own.dtype)
+                value = value ^ own if place.piece.exclusive else value - own
+            packed = place.words.pack(value).contiguous()
+            buffer[place.at : place.end] = packed.view(-1).view(torch.uint8)
+        return buffer, {
+            name: whole[name] if name in whole else wanted[name] for name in self.told
+        }
 
     @abstractmethod
     def complete(self, whole: Pieces) -> Pieces:
@@ -180,6 +192,14 @@ class Correlation(ABC):
 
 def _join(piece: Piece, zero: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
     return zero ^ one if piece.exclusive else zero + one
+
+
+Made = TypeVar("Made", bound=Correlation)
+
+
+def made_once(kind: Callable[..., Made]) -> Callable[..., Made]:
+    """Correlations that hold no values: one object for equal arguments."""
+    return functools.lru_cache(maxsize=1 << 12)(kind)
 
 
 class Triple(Correlation):
@@ -204,9 +224,7 @@ class Triple(Correlation):
         width: int = 64,
     ) -> None:
         self.product, self.a, self.b = product, a, b
-        fresh = [("a", x)] * ("x" not in kept) + [("b", y)] * ("y" not in kept)
-        drawn = [Piece(name, shape, width) for name, shape in fresh]
-        self.pieces = (*drawn, Piece("c", z, width, corrected=True))
+        self.form = _triple(x, y, z, kept, width)
 
     def complete(self, whole: Pieces) -> Pieces:
         masks = {"a": self.a, "b": self.b} | whole
@@ -215,11 +233,18 @@ class Triple(Correlation):
         return {"c": self.product(a, b)}
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def _triple(x: Shape, y: Shape, z: Shape, kept: str, width: int) -> Form:
+    fresh = [("a", x)] * ("x" not in kept) + [("b", y)] * ("y" not in kept)
+    drawn = [Piece(name, shape, width) for name, shape in fresh]
+    return Form((*drawn, Piece("c", z, width, corrected=True)))
+
+
 class Squared(Correlation):
     """a and a^2, modulo 2^width."""
 
     def __init__(self, shape: Shape, width: int = 64) -> None:
-        self.pieces = (Piece("a", shape, width), Piece("c", shape, width, corrected=True))
+        self.form = Form((Piece("a", shape, width), Piece("c", shape, width, corrected=True)))
 
     def complete(self, whole: Pieces) -> Pieces:
         return {"c": whole["a"] * whole["a"]}
@@ -243,24 +268,7 @@ class Monomials(Correlation):
         width: int = 64,
     ) -> None:
         self.kept = kept
-        parts = {
-            part
-            for monomial in monomials
-            for size in range(2, len(monomial) + 1)
-            for part in itertools.combinations(sorted(monomial), size)
-        }
-        self.parts = sorted(parts, key=lambda part: (len(part), part))
-        drawn = [Piece(f"m{i}", s, width) for i, s in enumerate(shapes) if i not in kept]
-        dealt = [
-            Piece(
-                _named(part),
-                tuple(torch.broadcast_shapes(*(shapes[i] for i in part))),
-                width,
-                corrected=True,
-            )
-            for part in self.parts
-        ]
-        self.pieces = (*drawn, *dealt)
+        self.parts, self.form = _monomials(tuple(shapes), tuple(monomials), tuple(kept), width)
 
     def complete(self, whole: Pieces) -> Pieces:
         masks = {f"m{i}": mask for i, mask in self.kept.items()} | whole
@@ -270,6 +278,25 @@ class Monomials(Correlation):
             left = masks[f"m{first[0]}"] if len(first) == 1 else found[_named(first)]
             found[_named(part)] = left * masks[f"m{part[-1]}"]
         return found
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _monomials(
+    shapes: tuple[Shape, ...], monomials: tuple[tuple[int, ...], ...], kept: tuple[int, ...], width: int
+) -> tuple[list[tuple[int, ...]], Form]:
+    parts = {
+        part
+        for monomial in monomials
+        for size in range(2, len(monomial) + 1)
+        for part in itertools.combinations(sorted(monomial), size)
+    }
+    ordered = sorted(parts, key=lambda part: (len(part), part))
+    drawn = [Piece(f"m{i}", s, width) for i, s in enumerate(shapes) if i not in kept]
+    dealt = [
+        Piece(_named(part), broadcast(*(shapes[i] for i in part)), width, corrected=True)
+        for part in ordered
+    ]
+    return ordered, Form((*drawn, *dealt))
 
 
 def _named(part: Sequence[int]) -> str:
@@ -288,9 +315,10 @@ class Truncated(Correlation):
     def __init__(self, shape: Shape, bits: int, space: int = 64, width: int = 64) -> None:
         self.bits, self.space = bits, space
         left = width - (space - bits)
-        self.pieces = (Piece("r", shape, space), Piece("high", shape, width, corrected=True))
+        pieces = [Piece("r", shape, space), Piece("high", shape, width, corrected=True)]
         if left > 0:
-            self.pieces += (Piece("top", shape, left, corrected=True),)
+            pieces.append(Piece("top", shape, left, corrected=True))
+        self.form = Form(pieces)
 
     def complete(self, whole: Pieces) -> Pieces:
         r = whole["r"]
@@ -312,10 +340,15 @@ class MaskedProduct(Correlation):
         width: int = 64,
     ) -> None:
         self.mask, self.product = mask, product
-        self.pieces = (Piece("a", x, width, holder=1), Piece("c", z, width, corrected=True))
+        self.form = _masked(x, z, width)
 
     def complete(self, whole: Pieces) -> Pieces:
         return {"c": self.product(whole["a"], self.mask())}
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _masked(x: Shape, z: Shape, width: int) -> Form:
+    return Form((Piece("a", x, width, holder=1), Piece("c", z, width, corrected=True)))
 
 
 class Lookup(Correlation):
@@ -327,13 +360,18 @@ class Lookup(Correlation):
 
     def __init__(self, shape: Shape, bits: int, tables: torch.Tensor, width: int = 64) -> None:
         self.bits, self.tables = bits, tables
-        turned = (1 << bits, tables.shape[0], *shape)
-        self.pieces = (Piece("r", shape, bits=bits), Piece("turned", turned, width, corrected=True))
+        self.form = _looked_up(shape, bits, tables.shape[0], width)
 
     def complete(self, whole: Pieces) -> Pieces:
         r, size = whole["r"], 1 << self.bits
         y = torch.arange(size).reshape(-1, *([1] * r.ndim))
         return {"turned": self.tables[:, (y - r) & (size - 1)].transpose(0, 1)}
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _looked_up(shape: Shape, bits: int, tables: int, width: int) -> Form:
+    turned = (1 << bits, tables, *shape)
+    return Form((Piece("r", shape, bits=bits), Piece("turned", turned, width, corrected=True)))
 
 
 class Steps(Correlation):
@@ -349,13 +387,15 @@ class Steps(Correlation):
     def __init__(self, shape: Shape, bits: int = 63) -> None:
         self.bits = bits
         roots = (*shape, dcf.SEED_WORDS)
-        self.pieces = (
-            Piece("r", shape),
-            Piece("root0", roots, holder=0),
-            Piece("root1", roots, holder=1),
-            Piece("top", shape, corrected=True),
-            Piece("topped", shape, corrected=True),
-            Piece("key", (*shape, dcf.key_words(bits, self.WORDS)), given=True),
+        self.form = Form(
+            (
+                Piece("r", shape),
+                Piece("root0", roots, holder=0),
+                Piece("root1", roots, holder=1),
+                Piece("top", shape, corrected=True),
+                Piece("topped", shape, corrected=True),
+                Piece("key", (*shape, dcf.key_words(bits, self.WORDS)), given=True),
+            )
         )
 
     def complete(self, whole: Pieces) -> Pieces:
@@ -377,9 +417,11 @@ class OneHot(Correlation):
     def __init__(self, shape: Shape, bits: int, width: int) -> None:
         self.bits = bits
         row = (*shape, 1 << bits)
-        self.pieces = (
-            Piece("r", shape, bits=bits),
-            Piece("row", row, width, corrected=True, narrow=True),
+        self.form = Form(
+            (
+                Piece("r", shape, bits=bits),
+                Piece("row", row, width, corrected=True, narrow=True),
+            )
         )
 
     def complete(self, whole: Pieces) -> Pieces:
@@ -388,6 +430,27 @@ class OneHot(Correlation):
         return {"row": row.scatter_(-1, place.unsqueeze(-1), 1)}
 
 
+def broadcast(*shapes: Sequence[int]) -> Shape:
+    """The shape that tensors of these shapes have together, as `torch.broadcast_shapes`, faster."""
+    longest = max(shapes, key=len)
+    if all(shape == longest for shape in shapes):
+        return tuple(longest)
+    found = list(longest)
+    for shape in shapes:
+        for place in range(1, len(shape) + 1):
+            if shape[-place] != 1:
+                if found[-place] not in (1, shape[-place]):
+                    raise ValueError(f"shapes {shapes} do not fit together")
+                found[-place] = shape[-place]
+    return tuple(found)
+
+
 def logical_shift(value: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned right shift of int64 by 1 <= bits <= 63."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+squared = made_once(Squared)
+truncated = made_once(Truncated)
+stairs = made_once(Steps)
+one_hots = made_once(OneHot)

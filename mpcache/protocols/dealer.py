@@ -22,17 +22,18 @@ from mpcache.protocols.correlation import (
     MaskedProduct,
     Monomials,
     Pieces,
-    Squared,
     Triple,
-    Truncated,
+    broadcast,
     logical_shift,
+    squared,
+    truncated,
 )
 from mpcache.protocols.dealer_tables import Tables
 from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
-from mpcache.protocols.wire import Words
+from mpcache.protocols.wire import Words, as_words
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Specs = tuple[Sequence[Spec], Sequence[Spec]]
@@ -161,7 +162,7 @@ class DealerSuite(Tables, Suite):
         """A weight for products: party 0 sends W - B once, party 1 keeps it."""
         mask = self.weight_mask(shape)
         own = [] if self.hollow or self.rank else [_known(value, shape) - mask()]
-        (got,) = self._ask([Ask("weight", ([Words(shape)], []), own)])
+        (got,) = self._ask([Ask("weight", ([as_words(shape)], []), own)])
         if self.hollow:
             return OwnedWeight(self._made(shape, frac).share, frac, mask)
         kept = _compact(_known(value, shape)) if self.rank == 0 else got[0]
@@ -173,7 +174,7 @@ class DealerSuite(Tables, Suite):
 
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
         self.opened(why, "everyone" if to is None else "client", x.share.numel())
-        words = [Words(tuple(x.shape), x.width)]
+        words = [as_words(tuple(x.shape), x.width)]
         sent = (words, words) if to is None else ([], words) if to == 0 else (words, [])
         own = [] if self.hollow or not sent[self.rank] else [x.share]
         (got,) = self._ask([Ask("open", sent, own)])
@@ -188,9 +189,11 @@ class DealerSuite(Tables, Suite):
 
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:
         if self.hollow:
-            return self._made(torch.broadcast_shapes(x.shape, public.shape), x.frac, x.width)
-        share, public = torch.broadcast_tensors(x.share, public)
-        return Secret(share + public if self.rank == 0 else share, x.frac, x.width)
+            return self._made(broadcast(x.shape, public.shape), x.frac, x.width)
+        if self.rank == 0:
+            return Secret(x.share + public, x.frac, x.width)
+        shape = broadcast(x.shape, public.shape)
+        return Secret(x.share if shape == tuple(x.shape) else x.share.expand(shape), x.frac, x.width)
 
     # --- products ------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class DealerSuite(Tables, Suite):
         return self.play(self.multiplying(x, y))
 
     def multiplying(self, x: Secret, y: Secret) -> Play:
-        shape = tuple(torch.broadcast_shapes(x.shape, y.shape))
+        shape = tuple(broadcast(x.shape, y.shape))
         return self._beaver("multiply", torch.mul, x, y, shape, 64)
 
     def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
@@ -207,7 +210,7 @@ class DealerSuite(Tables, Suite):
     def multiplying_matrices(self, x: Secret, y: Secret, width: int = 64) -> Play:
         """As `matmul`; modulo 2^width, or less where an operand counts modulo less."""
         self.multiplied(x.shape, y.shape)
-        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        batch = broadcast(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.shape[-2], y.shape[-1])
         if isinstance(y, OwnedWeight):
             return self._owned(x, y, shape, width)
@@ -225,6 +228,8 @@ class DealerSuite(Tables, Suite):
         drop = x.frac - frac
         if drop <= 0:
             return x
+        if x.is_hollow:
+            return Secret(x.share, frac, x.width - drop)
         low = x.share if x.width == 64 else x.share & ((1 << x.width) - 1)
         return Secret(logical_shift(low, drop), frac, x.width - drop)
 
@@ -235,7 +240,7 @@ class DealerSuite(Tables, Suite):
         """Open x - B once."""
         if isinstance(x, Kept):
             return x
-        shape, words = tuple(x.shape), [Words(tuple(x.shape), x.width)]
+        shape, words = tuple(x.shape), [as_words(tuple(x.shape), x.width)]
         mask = self.kept_mask(shape)
         if self.hollow:
             yield from self.opening("keep", [], words)
@@ -291,7 +296,7 @@ class DealerSuite(Tables, Suite):
         shapes = (tuple(x.shape), tuple(y.shape), shape)
         t = self.draw(Triple(product, *shapes, "".join(kept), masks[0], masks[1], width))
         fresh = [name for name in operands if name not in kept]
-        words = [Words(tuple(operands[name].shape), width) for name in fresh]
+        words = [as_words(tuple(operands[name].shape), width) for name in fresh]
         if self.hollow:
             if fresh:
                 yield from self.opening(kind, [], words)
@@ -323,7 +328,7 @@ class DealerSuite(Tables, Suite):
         form = tuple(x.shape)
         pieces = self.draw(MaskedProduct(form, shape, weight.mask, ring_product, width))
         own = [] if self.hollow or self.rank == 0 else [x.share - pieces["a"]]
-        (got,) = yield [Ask("masked", ([], [Words(form, width)]), own)]
+        (got,) = yield [Ask("masked", ([], [as_words(form, width)]), own)]
         if self.hollow:
             return self._made(shape, frac, width)
         left = x.share + got[0] if self.rank == 0 else pieces["a"]
@@ -335,8 +340,8 @@ class DealerSuite(Tables, Suite):
     def squaring(self, x: Secret) -> Play:
         """[x^2] = [c] + 2 d [a] + d^2, with d = x - a opened."""
         shape, width = tuple(x.shape), x.width
-        pieces = self.draw(Squared(shape, width))
-        words = [Words(shape, width)]
+        pieces = self.draw(squared(shape, width))
+        words = [as_words(shape, width)]
         if self.hollow:
             yield from self.opening("square", [], words)
             return self._made(shape, 2 * x.frac, width)
@@ -371,8 +376,8 @@ class DealerSuite(Tables, Suite):
         kept = {i: x.mask for i, x in enumerate(operands) if isinstance(x, Kept)}
         pieces = self.draw(Monomials(shapes, monomials, kept, width))
         fresh = [i for i in range(len(operands)) if i not in kept]
-        words = [Words(shapes[i], width) for i in fresh]
-        shape = tuple(torch.broadcast_shapes(*shapes))
+        words = [as_words(shapes[i], width) for i in fresh]
+        shape = tuple(broadcast(*shapes))
         if self.hollow:
             if fresh:
                 yield from self.opening("combine", [], words)
@@ -414,9 +419,9 @@ class DealerSuite(Tables, Suite):
         shape, space, frac = tuple(x.shape), x.width, x.frac - bits
         if self.setting.truncation == "local":
             return self._locally_cut(x, bits)
-        pieces = self.draw(Truncated(shape, bits, space, width))
+        pieces = self.draw(truncated(shape, bits, space, width))
         whole = width <= space - bits
-        words = [Words(shape, space)]
+        words = [as_words(shape, space)]
         if self.hollow:
             yield from self.opening("truncate", [], words)
             share = self._made(shape, frac).share

@@ -11,21 +11,29 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.kernels import dcf
 from mpcache.kernels.tally import tally
-from mpcache.protocols.correlation import Lookup, OneHot, Pieces, Steps, logical_shift
+from mpcache.protocols.correlation import (
+    Lookup,
+    Pieces,
+    Steps,
+    logical_shift,
+    one_hots,
+    stairs,
+)
 from mpcache.protocols.digits import (
-    Clamped,
     Digits,
-    Exponents,
     PairSigns,
     Plan,
-    Positive,
-    Signs,
-    Zeros,
+    clamped,
+    exponents,
+    pair_signs,
+    positives,
+    signs,
+    zeros,
 )
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
-from mpcache.protocols.wire import Words
+from mpcache.protocols.wire import Words, as_words
 
 if TYPE_CHECKING:
     from mpcache.protocols.dealer import DealerSuite
@@ -62,7 +70,7 @@ class Tables:
            top bit is set.
         """
         drop, bits = _compared(x, magnitude, keep)
-        correlation = Signs(tuple(x.shape), bits, self.setting.profile, width)
+        correlation = signs(tuple(x.shape), bits, self.setting.profile, width)
         made = yield from self._reading("compare", x, drop, bits, correlation)
         if made is None:
             return self._made(x.shape, 0, width)
@@ -87,7 +95,7 @@ class Tables:
         is a difference of two.
         """
         drop, bits = _compared(x, magnitude, keep)
-        correlation = PairSigns(tuple(x.shape), bits, self.setting.profile, width)
+        correlation = pair_signs(tuple(x.shape), bits, self.setting.profile, width)
         made = self.play(self._reading("compare", x, drop, bits, correlation))
         if made is None:
             return self._made(correlation.shape, 0, width)
@@ -96,7 +104,7 @@ class Tables:
 
     def is_zero(self: DealerSuite, x: Secret, bits: int, width: int = 64) -> Secret:
         """1 where x, without fractional bits, is 0 modulo 2^bits."""
-        correlation = Zeros(tuple(x.shape), bits, self.setting.profile, width)
+        correlation = zeros(tuple(x.shape), bits, self.setting.profile, width)
         made = self.play(self._reading("compare", x, 0, bits, correlation))
         if made is None:
             return self._made(x.shape, 0, width)
@@ -111,7 +119,7 @@ class Tables:
         2. The last table holds [x >= 0] and [x >= 0] times what x is beside y: no product.
         """
         drop, bits = _compared(x, magnitude, self.setting.frac)
-        correlation = Positive(tuple(x.shape), bits, self.setting.profile, width)
+        correlation = positives(tuple(x.shape), bits, self.setting.profile, width)
         made = self.play(self._reading("compare", x, drop, bits, correlation))
         frac = min(x.frac, self.setting.frac)
         if made is None:
@@ -142,7 +150,7 @@ class Tables:
             )
         pieces = self.draw(correlation)
         plan, shape = correlation.plan, correlation.shape
-        words = [Words(tuple(x.shape), bits)]
+        words = [as_words(tuple(x.shape), bits)]
         if self.hollow:
             yield from self.opening(kind, [], words)
         else:
@@ -152,7 +160,7 @@ class Tables:
                 y = correlation.differences(y)
             known = self._answers(plan, y, pieces)
         for level, nodes in enumerate(plan.levels):
-            inputs = [Words(shape, len(node.inputs)) for node in nodes]
+            inputs = [as_words(shape, len(node.inputs)) for node in nodes]
             if self.hollow:
                 yield from self.revealing("node", [], inputs)
                 continue
@@ -164,7 +172,7 @@ class Tables:
             for place, (node, v) in enumerate(zip(nodes, opened, strict=True)):
                 for output in range(len(node.outputs)):
                     known.append(_bit(pieces[f"node{level}.{place}.{output}"], v))
-        ends = [Words(shape, len(plan.last))]
+        ends = [as_words(shape, len(plan.last))]
         if self.hollow:
             yield from self.revealing("last", [], ends)
             return None
@@ -219,7 +227,7 @@ class Tables:
             raise MpcacheError(f"exp reads {EXP_FRAC} fractional bits and {low + 2} in all")
         moved = self.shift(x, torch.tensor(15 << x.frac))
         top = round(math.e * 2**EXP_TOP_FRAC)
-        correlation = Exponents(
+        correlation = exponents(
             tuple(x.shape), low, high, EXP_FRAC, EXP_PAYLOAD, top, self.setting.profile
         )
         made = yield from self._reading("exp", moved, drop, low + high, correlation)
@@ -235,7 +243,7 @@ class Tables:
         """floor(x 2^keep), or one less, kept to [0, 2^bits), modulo 2^bits; no fractional bits."""
         drop = x.frac - keep
         high = min(x.width - drop - bits, FAR)
-        correlation = Clamped(tuple(x.shape), bits, high, self.setting.profile, bits)
+        correlation = clamped(tuple(x.shape), bits, high, self.setting.profile, bits)
         made = self.play(self._reading("clamp", x, drop, bits + high, correlation))
         if made is None:
             return self._made(x.shape, 0, bits)
@@ -257,7 +265,7 @@ class Tables:
         """
         drop, shape, frac = x.frac - keep, tuple(x.shape), self.setting.frac
         pieces = self.draw(Lookup(shape, bits, tables))
-        words = [Words(shape, bits)]
+        words = [as_words(shape, bits)]
         hidden = [] if self.hollow else [_dropped(x, drop) + pieces["r"]]
         plays: list[Any] = [self.opening("lookup", hidden, words)]
         if cut:
@@ -287,10 +295,10 @@ class Tables:
             Both [..., steps].
         """
         bits = min(bits, x.width - 1)
-        correlation = Steps(tuple(x.shape), bits)
+        correlation = stairs(tuple(x.shape), bits)
         pieces, shape = self.draw(correlation), (*x.shape, len(thresholds))
-        y_words = Words(tuple(x.shape), x.width)
-        key_words = Words(correlation.pieces[-1].shape)
+        y_words = as_words(tuple(x.shape), x.width)
+        key_words = as_words(correlation.pieces[-1].shape)
         sent = ([y_words], [y_words, key_words])
         if self.hollow:
             yield [Ask("steps", sent, [])]
@@ -355,8 +363,8 @@ class Tables:
         self: DealerSuite, x: Secret, keep: int, bits: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Shares of the unit vectors of -r [..., 2^bits], and y = x + r; None where hollow."""
-        pieces = self.draw(OneHot(tuple(x.shape), bits, width))
-        words = [Words(tuple(x.shape), bits)]
+        pieces = self.draw(one_hots(tuple(x.shape), bits, width))
+        words = [as_words(tuple(x.shape), bits)]
         if self.hollow:
             self.play(self.opening("one-hot", [], words))
             return None

@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from mpcache.protocols.correlation import Correlation, Piece, Pieces, Shape
+from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, made_once
 
 Kind = Literal["less", "equal", "half0", "half1"]
 WIDEST = 6  # bits of a digit, and of a node's inputs: a word is a machine word at most
@@ -370,7 +370,7 @@ class Digits(Correlation):
         for result, width in enumerate(widths):
             table = (1 << inputs, *shape)
             pieces.append(Piece(f"last{result}", table, width, corrected=True, narrow=True))
-        self.pieces = tuple(pieces)
+        self.form = Form(pieces)
 
     @abstractmethod
     def payload(self, r: torch.Tensor, bits: Sequence[int]) -> list[torch.Tensor]:
@@ -473,7 +473,7 @@ class PairSigns(Signs):
     def __init__(self, shape: Shape, bits: int, profile: str, width: int = 64) -> None:
         size = shape[-1]
         super().__init__((*shape[:-1], size * (size - 1) // 2), bits, profile, width)
-        self.pieces = (Piece("r", shape, bits), *self.pieces[1:])
+        self.form = Form((Piece("r", shape, bits), *self.pieces[1:]))
 
     def differences(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., n] -> [..., pairs], on the correlation's bits."""
@@ -592,3 +592,11 @@ class Clamped(Windowed):
     def outside(self, low: torch.Tensor, above: int) -> list[torch.Tensor]:
         top = (1 << self.low) - 1 if above else 0
         return [torch.zeros_like(low), torch.full_like(low, top)]
+
+
+signs = made_once(Signs)
+pair_signs = made_once(PairSigns)
+positives = made_once(Positive)
+zeros = made_once(Zeros)
+exponents = made_once(Exponents)
+clamped = made_once(Clamped)

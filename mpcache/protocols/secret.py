@@ -48,6 +48,15 @@ class Secret:
         """The same shares, counted modulo 2^width at most: free."""
         return Secret(self.share, self.frac, min(width, self.width))
 
+    def _alike(self, linear: Callable[[torch.Tensor], torch.Tensor], frac: int = 0) -> Secret:
+        """As `_map`, of a map that keeps the shape: without data there is nothing to do."""
+        return self._map(lambda t: t if t.is_meta else linear(t), frac)
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether only the shape counts."""
+        return self.share.is_meta
+
     def reshape(self, *shape: int) -> Secret:
         return self._map(lambda t: t.reshape(*shape))
 
@@ -93,42 +102,66 @@ class Secret:
 
     def __add__(self, other: Secret) -> Secret:
         self._match(other)
-        return Secret(self.share + other.share, self.frac, min(self.width, other.width))
+        width = min(self.width, other.width)
+        if self.is_hollow:
+            return Secret(_both(self.share, other.share), self.frac, width)
+        return Secret(self.share + other.share, self.frac, width)
 
     def __sub__(self, other: Secret) -> Secret:
         self._match(other)
-        return Secret(self.share - other.share, self.frac, min(self.width, other.width))
+        width = min(self.width, other.width)
+        if self.is_hollow:
+            return Secret(_both(self.share, other.share), self.frac, width)
+        return Secret(self.share - other.share, self.frac, width)
 
     def __neg__(self) -> Secret:
-        return self._map(torch.neg)
+        return self._alike(torch.neg)
 
     def times(self, integers: torch.Tensor | int, frac: int = 0) -> Secret:
         """Multiply by public ring elements that stand for integers / 2^frac. Exact."""
-        return self._map(
-            lambda t: (
-                t * (integers.to(t.device) if isinstance(integers, torch.Tensor) else integers)
-            ),
-            frac,
-        )
+
+        def times(t: torch.Tensor) -> torch.Tensor:
+            if not isinstance(integers, torch.Tensor):
+                return t if t.is_meta else t * integers
+            return _both(t, integers) if t.is_meta else t * integers.to(t.device)
+
+        return self._map(times, frac)
 
     def halved(self, times: int) -> Secret:
         """The value divided by 2^times, exactly: only the position of the point moves."""
         return self._map(lambda t: t, times)
 
     def sum(self, dim: int, keepdim: bool = False) -> Secret:
-        return self._map(lambda t: t.sum(dim, keepdim=keepdim))
+        def total(t: torch.Tensor) -> torch.Tensor:
+            if not t.is_meta:
+                return t.sum(dim, keepdim=keepdim)
+            shape, place = list(t.shape), dim % t.ndim
+            shape[place : place + 1] = [1] * keepdim
+            return _without_data(shape)
+
+        return self._map(total)
 
     def cumsum(self, dim: int) -> Secret:
-        return self._map(lambda t: t.cumsum(dim))
+        return self._alike(lambda t: t.cumsum(dim))
 
     def take(self, indices: torch.Tensor, dim: int = -1) -> Secret:
         """The elements at public positions `indices` [n] along `dim`."""
-        return self._map(lambda t: t.index_select(dim, indices.to(t.device)))
+
+        def taken(t: torch.Tensor) -> torch.Tensor:
+            if not t.is_meta:
+                return t.index_select(dim, indices.to(t.device))
+            shape = list(t.shape)
+            shape[dim] = len(indices)
+            return _without_data(shape)
+
+        return self._map(taken)
 
     def pour(self, indices: torch.Tensor, size: int) -> Secret:
         """Sum the last dimension [n] into `size` bins; element i goes to bin ``indices[i]``."""
 
         def poured(t: torch.Tensor) -> torch.Tensor:
+            if t.is_meta:
+                return _without_data((*t.shape[:-1], size))
             bins = t.new_zeros(*t.shape[:-1], size)
             return bins.index_add_(-1, indices.to(t.device), t)
 
@@ -190,6 +223,17 @@ class Kept(Secret):
 
     def modulo(self, width: int) -> Kept:
         return Kept(self.opened, self.mask, self.frac, self.rank, min(width, self.width))
+
+
+def _without_data(shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+
+def _both(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """What an elementwise operation makes of two tensors, the first without data."""
+    if left.shape == right.shape:
+        return left
+    return _without_data(torch.broadcast_shapes(left.shape, right.shape))
 
 
 def _joined(

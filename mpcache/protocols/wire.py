@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
@@ -19,34 +19,27 @@ def storage(bits: int) -> torch.dtype:
     return next(dtype for width, dtype in _NATURAL.items() if bits <= width)
 
 
-@dataclass(frozen=True)
 class Words:
     """Integers [shape] of `bits` bits, 1 to 64, in a message.
 
     Below a byte and between bytes they are packed, so that n of them take n bits / 8 bytes.
+
+    Attributes:
+        natural: whether they travel as what they are.
+        spec: what the message shows of them.
     """
 
-    shape: tuple[int, ...]
-    bits: int = 64
+    __slots__ = ("bits", "count", "natural", "nbytes", "shape", "spec")
 
-    @functools.cached_property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def natural(self) -> bool:
-        """Whether they travel as what they are."""
-        return self.bits in _NATURAL
-
-    @functools.cached_property
-    def nbytes(self) -> int:
-        return packed_size(self.count, self.bits) if self.count else 0
-
-    @functools.cached_property
-    def spec(self) -> Spec:
+    def __init__(self, shape: Sequence[int], bits: int = 64) -> None:
+        self.shape, self.bits = tuple(shape), bits
+        self.count = math.prod(self.shape)
+        self.natural = bits in _NATURAL
+        self.nbytes = packed_size(self.count, bits) if self.count else 0
         if self.natural:
-            return Spec(self.shape, _NATURAL[self.bits])
-        return Spec((self.nbytes,), torch.uint8)
+            self.spec = Spec(self.shape, _NATURAL[bits])
+        else:
+            self.spec = Spec((self.nbytes,), torch.uint8)
 
     def pack(self, values: torch.Tensor) -> torch.Tensor:
         """The low bits of `values` [shape], integers of any width."""
@@ -64,3 +57,9 @@ class Words:
                 return torch.empty(self.shape, dtype=dtype)
             return unpack_bits(sent, self.bits, self.count, dtype).reshape(self.shape)
         return sent if self.bits == 8 else sent.to(torch.int64)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def as_words(shape: Sequence[int], bits: int = 64) -> Words:
+    """`Words`, made once for each shape (a tuple or a Size)."""
+    return Words(shape, bits)

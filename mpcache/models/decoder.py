@@ -14,7 +14,7 @@ import torch
 from mpcache.models.folding import Folded, folded_shapes
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
-from mpcache.protocols.activation import relu, silu
+from mpcache.protocols.activation import gated, relu, silu
 from mpcache.protocols.arithmetic import embed, linear, multiply, settled
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import Machine, Value
@@ -183,7 +183,8 @@ def _ffn_block(machine: Machine, model: Model, layer: int, x: Value) -> Value:
             y = linear(machine, y, weight, bias, settled=spec.gated)
         if spec.gated:
             gate, up = y[:, : spec.ffn], y[:, spec.ffn :]
-            y = multiply(machine, activation(machine, gate), up)
+            silu_gated = spec.activation == "silu"
+            y = gated(machine, gate, up) if silu_gated else multiply(machine, relu(machine, gate), up)
         else:
             y = activation(machine, y)
         with machine.scope("output"):

@@ -10,10 +10,10 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.kernels import dcf
+from mpcache.kernels.questions import answers, joined, outputs
 from mpcache.kernels.tally import tally
 from mpcache.protocols.correlation import (
     Lookup,
-    Pieces,
     Steps,
     logical_shift,
     one_hots,
@@ -22,7 +22,6 @@ from mpcache.protocols.correlation import (
 from mpcache.protocols.digits import (
     Digits,
     PairSigns,
-    Plan,
     clamped,
     exponents,
     pair_signs,
@@ -158,52 +157,33 @@ class Tables:
             (y,) = yield from self.opening(kind, [hidden], words)
             if isinstance(correlation, PairSigns):
                 y = correlation.differences(y)
-            known = self._answers(plan, y, pieces)
+            bits, known = plan.arrays.bits(y.numel()), len(plan.questions)
+            tables = [pieces[name] for name in plan.arrays.tables]
+            answers(y.reshape(-1), plan.arrays.asked, tables, self.rank, bits)
         for level, nodes in enumerate(plan.levels):
             inputs = [as_words(shape, len(node.inputs)) for node in nodes]
             if self.hollow:
                 yield from self.revealing("node", [], inputs)
                 continue
-            hidden_bits = [
-                _joined(known, node.inputs, pieces[f"mask{level}.{place}"])
-                for place, node in enumerate(nodes)
-            ]
-            opened = yield from self.revealing("node", hidden_bits, inputs)
-            for place, (node, v) in enumerate(zip(nodes, opened, strict=True)):
-                for output in range(len(node.outputs)):
-                    known.append(_bit(pieces[f"node{level}.{place}.{output}"], v))
+            arrays = plan.arrays.levels[level]
+            masks = [pieces[name] for name in arrays.masks]
+            hidden_bits = joined(bits, arrays.inputs, arrays.counts, masks)
+            opened = yield from self.revealing("node", hidden_bits.reshape(len(nodes), *shape), inputs)
+            words_of = [pieces[name] for name in arrays.tables]
+            shown = torch.stack(opened).reshape(len(nodes), y.numel())
+            outputs(shown, arrays.nodes, arrays.sizes, words_of, bits[known:])
+            known += len(words_of)
         ends = [as_words(shape, len(plan.last))]
         if self.hollow:
             yield from self.revealing("last", [], ends)
             return None
-        (v,) = yield from self.revealing(
-            "last", [_joined(known, plan.last, pieces["mask"])], ends
-        )
+        end = joined(bits, plan.arrays.last, plan.arrays.last_count, [pieces["mask"]])
+        (v,) = yield from self.revealing("last", [end.reshape(shape)], ends)
         index = v.to(torch.int64).unsqueeze(0)
         return [
             pieces[f"last{result}"].gather(0, index).squeeze(0).to(torch.int64)
             for result in range(correlation.results)
         ], y
-
-    def _answers(
-        self: DealerSuite, plan: Plan, y: torch.Tensor, pieces: Pieces
-    ) -> list[torch.Tensor]:
-        """This party's bit shares of the answers to a plan's questions."""
-        begins = [sum(plan.widths[:digit]) for digit in range(len(plan.widths))]
-        turned = y - (1 << plan.low) if any(q.turned for q in plan.questions) else y
-        found = []
-        for question in plan.questions:
-            width = plan.widths[question.digit]
-            source = turned if question.turned else y
-            digit = (source >> begins[question.digit]) & ((1 << width) - 1)
-            kind = "less" if question.kind == "equal" else question.kind
-            word = pieces[f"{kind}{question.digit}"]
-            if question.kind == "equal":
-                # [v == r_d] is [v < r_d] XOR [v - 1 < r_d] XOR [v == 0], the last at one party
-                word = word ^ word << 1
-                word = word ^ 1 if self.rank == 0 else word
-            found.append(_bit(word, digit))
-        return found
 
     # --- functions -----------------------------------------------------------------------------
 
@@ -385,20 +365,3 @@ def _dropped(x: Secret, drop: int) -> torch.Tensor:
         return x.share
     low = x.share if x.width == 64 else x.share & ((1 << x.width) - 1)
     return logical_shift(low, drop)
-
-
-def _bit(words: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Bit `at` of each word, as uint8."""
-    if words.dtype == torch.uint8:
-        return (words >> at.to(torch.uint8)) & 1
-    return ((words >> at.to(words.dtype)) & 1).to(torch.uint8)
-
-
-def _joined(
-    known: Sequence[torch.Tensor], inputs: Sequence[int], mask: torch.Tensor
-) -> torch.Tensor:
-    """Bits side by side, XOR a mask, as uint8."""
-    word = mask.clone()
-    for place, number in enumerate(inputs):
-        word ^= known[number] << place
-    return word

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, made_once
@@ -82,6 +83,11 @@ class Plan:
         ]
         return tuple(dict.fromkeys(asked))
 
+    @functools.cached_property
+    def arrays(self) -> PlanArrays:
+        """The plan as compiled kernels take it."""
+        return PlanArrays(self)
+
     @property
     def rounds(self) -> int:
         """After the opening of y."""
@@ -102,6 +108,58 @@ class Plan:
         dealt, sent = self.sizes
         dealt += entry * 2 ** len(self.last)
         return elements * (sent + DEALT_WEIGHT * dealt) + self.rounds * ROUND_BYTES[profile]
+
+
+@dataclass(frozen=True)
+class LevelArrays:
+    """A level's nodes: the pieces of masks and words by name, and the rows of bits that they read."""
+
+    masks: tuple[str, ...]
+    tables: tuple[str, ...]
+    inputs: np.ndarray
+    counts: np.ndarray
+    nodes: np.ndarray
+    sizes: np.ndarray
+
+
+class PlanArrays:
+    """A plan as `kernels.questions` takes it."""
+
+    def __init__(self, plan: Plan) -> None:
+        begins = np.cumsum([0, *plan.widths])
+        asked, names = [], []
+        for question in plan.questions:
+            width = plan.widths[question.digit]
+            low = plan.low if question.turned else -1
+            size, equal = _word_bytes(width), question.kind == "equal"
+            asked.append((begins[question.digit], width, low, size, equal))
+            names.append(f"{'less' if equal else question.kind}{question.digit}")
+        self.asked = np.array(asked, dtype=np.int64)
+        self.tables = tuple(names)
+        self.levels = [_level(level, nodes) for level, nodes in enumerate(plan.levels)]
+        self.last = np.array(plan.last, dtype=np.int64)
+        self.last_count = np.array([len(plan.last)], dtype=np.int64)
+        self._rows = len(names) + sum(len(level.tables) for level in self.levels)
+
+    def bits(self, elements: int) -> torch.Tensor:
+        """Room for all bits: uint8 [bits, elements]."""
+        return torch.empty((self._rows, elements), dtype=torch.uint8)
+
+
+def _word_bytes(bits: int) -> int:
+    return max(1, (1 << bits) >> 3)
+
+
+def _level(level: int, nodes: Sequence[Node]) -> LevelArrays:
+    outputs = [(place, output) for place, node in enumerate(nodes) for output in range(len(node.outputs))]
+    return LevelArrays(
+        tuple(f"mask{level}.{place}" for place in range(len(nodes))),
+        tuple(f"node{level}.{place}.{output}" for place, output in outputs),
+        np.array([bit for node in nodes for bit in node.inputs], dtype=np.int64),
+        np.array([len(node.inputs) for node in nodes], dtype=np.int64),
+        np.array([place for place, _ in outputs], dtype=np.int64),
+        np.array([_word_bytes(len(nodes[place].inputs)) for place, _ in outputs], dtype=np.int64),
+    )
 
 
 def _cheapest(plans: Sequence[Plan], elements: int, entry: float, profile: str) -> Plan:
@@ -477,7 +535,7 @@ class PairSigns(Signs):
 
     def differences(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., n] -> [..., pairs], on the correlation's bits."""
-        first, second = _pairs_of(hidden.shape[-1])
+        first, second = pairs_of(hidden.shape[-1])
         between = hidden.index_select(-1, first) - hidden.index_select(-1, second)
         return between & ((1 << self.bits) - 1)
 
@@ -486,7 +544,8 @@ class PairSigns(Signs):
 
 
 @functools.lru_cache(maxsize=64)
-def _pairs_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers i and j of all pairs i < j below `size`, row by row."""
     first, second = torch.triu_indices(size, size, 1)
     return first, second
 

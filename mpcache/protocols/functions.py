@@ -168,7 +168,7 @@ def inverting(machine: SecureMachine, x: Secret, low: int, high: int, frac: int)
     reached, products = yield from suite.stepping(x, encoded, min(63, x.frac + high + 1))
     factor = stepped(machine, reached, torch.exp2(-steps), high)
     t = stepped_product(machine, x, products, torch.exp2(-steps), high)
-    a, b, t = yield from lining(machine, t, torch.reciprocal, 0.7, 2.0, 7, 8, 16, 20)
+    a, b, t = yield from lining(machine, t, torch.reciprocal, 0.7, 1.6, 7, 7, 16, 20)
     r = yield from suite.combining([a, b, t, factor], [(0, 3), (1, 2, 3)])
     return (yield from suite.truncating(r, r.frac - frac))
 
@@ -220,17 +220,21 @@ class Decay(Operation):
 
 
 class Logistic(Operation):
-    """1 / (1 + e) for e in [0, 1], and a little beyond."""
+    """1 / (1 + e) for e in [0, 1], and a little beyond.
+
+    Args:
+        frac: fractional bits of the result with a dealer; the setting's by default.
+    """
 
     name = "logistic"
 
-    def plain(self, machine: PlainMachine, e: Value) -> Value:
+    def plain(self, machine: PlainMachine, e: Value, frac: int | None = None) -> Value:
         return 1 / (1 + e)
 
-    def run(self, machine: SecureMachine, e: Secret) -> Secret:
+    def run(self, machine: SecureMachine, e: Secret, frac: int | None = None) -> Secret:
         return reciprocal(machine, machine.shift(e, 1.0), 2.0)
 
-    def run_dealer(self, machine: SecureMachine, e: Secret) -> Secret:
+    def run_dealer(self, machine: SecureMachine, e: Secret, frac: int | None = None) -> Secret:
         """A polynomial of degree 6, within 2^-16 on [0, 1]: a square, and one product of it with e.
 
         c0 + c1 e + c2 s + c3 e s + c4 s s + c5 e s s + c6 s s s, with s = e^2.
@@ -242,7 +246,9 @@ class Logistic(Operation):
         monomials = [(0,), (1,), (0, 1), (1, 1), (0, 1, 1), (1, 1, 1)]
         operands = [e.modulo(64), s]
         total = suite.play(suite.combining(operands, monomials, factors))
-        return machine.settle(suite.shift(total, torch.tensor(constant)))
+        total = suite.shift(total, torch.tensor(constant))
+        frac = machine.setting.frac if frac is None else frac
+        return suite.play(suite.trimming(total, total.frac - frac))
 
 
 LOGISTIC_EXTRA = 13  # fractional bits of the last coefficient; 61 in all with 16 of e

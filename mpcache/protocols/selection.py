@@ -7,6 +7,7 @@ import torch
 from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.digits import pairs_of
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
 
@@ -38,7 +39,7 @@ class Rank(Operation):
     def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        first, second = torch.triu_indices(size, size, 1, device=x.share.device)
+        first, second = pairs_of(size)
         losses = suite.pairs_negative(x, **bits)
         ranks = losses.pour(first, size) - losses.pour(second, size)
         return machine.shift(ranks, torch.arange(size, dtype=torch.float64))

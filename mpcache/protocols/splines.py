@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import SecureMachine
-from mpcache.protocols.plays import Play
+from mpcache.protocols.plays import Play, side_by_side
 from mpcache.protocols.secret import Secret, stack
 
 FEW = 1 << 13  # elements up to which tables of some kilobytes each are worth their rounds
@@ -54,12 +55,23 @@ def spline(
     return a + machine.settle(both.sum(0))
 
 
+def _origin(low: float, keep: int) -> float:
+    """Where the first segment of `lines` begins: one below `low`, as an index may be one too low."""
+    return (math.floor(low * 2**keep) - 1) / 2**keep
+
+
 @functools.cache
 def lines(
     function: Callable[[torch.Tensor], torch.Tensor], low: float, high: float, keep: int, bits: int
 ) -> torch.Tensor:
-    """Coefficients [2, 2^bits] of a + b x for the segment of each index, as in `quadratics`."""
-    index = torch.arange(1 << bits, dtype=torch.float64).clamp(low * 2**keep, high * 2**keep - 1)
+    """Coefficients [2, 2^bits] of a + b x for the segment of each index, counted from `_origin`.
+
+    Index i stands for x in [i, i + 1) / 2^keep beyond the origin, and for a little above. Indices
+    outside [low, high) get the nearest segment inside.
+    """
+    first = _origin(low, keep) * 2**keep
+    index = first + torch.arange(1 << bits, dtype=torch.float64)
+    index = index.clamp(low * 2**keep, high * 2**keep - 1)
     nodes = torch.cos((2 * torch.arange(2, dtype=torch.float64) + 1) * torch.pi / 4)
     x = (index.unsqueeze(-1) + 0.75 * (1 + nodes)) / 2**keep
     y = function(x)
@@ -84,12 +96,15 @@ def lining(
     a line leaves of it in a segment.
 
     Args:
-        keep: 2^keep segments a unit. bits: high 2^keep is at most 2^bits.
+        keep: 2^keep segments a unit. bits: 2^bits of them reach from `low` to `high`.
         cut: fractional bits that x is left with. fine: those of slopes; values have their sum.
     """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
     offset, slope = lines(function, low, high, keep, bits)
     tables = torch.stack([machine.encode(offset, cut + fine), machine.encode(slope, fine)])
-    (a, b), x = yield from suite.looking_up(x, keep, bits, tables, cut=x.frac - cut)
+    index = machine.shift(x, -_origin(low, keep))
+    ((a, b), _), x = yield from side_by_side(
+        [suite.looking_up(index, keep, bits, tables), suite.truncating(x, x.frac - cut)]
+    )
     return Secret(a.share, cut + fine), Secret(b.share, fine), x

@@ -13,7 +13,10 @@ from mpcache.protocols.secret import Secret
 
 
 class Relu(Operation):
-    """max(x, 0). Exact: one comparison and a product with its bit."""
+    """max(x, 0). Exact: one comparison and a product with its bit.
+
+    With a dealer the result counts in the setting's narrow ring.
+    """
 
     name = "relu"
 
@@ -28,7 +31,7 @@ class Relu(Operation):
         """Without the product; more fractional bits than the setting's are cut on the way."""
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
-        return suite.positive(x, MAGNITUDE)[0]
+        return suite.positive(x, MAGNITUDE, machine.setting.narrow)[0]
 
 
 MAGNITUDE = 15  # what is activated stays below 2^15

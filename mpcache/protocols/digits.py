@@ -23,9 +23,10 @@ from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shap
 Kind = Literal["less", "equal", "half0", "half1"]
 WIDEST = 6  # bits of a digit, and of a node's inputs: a word is a machine word at most
 NARROWEST = 3  # bits of a digit: a byte
-# What a round is worth, in bytes that are sent; a dealt byte is worth half a sent one.
+# What a round and a dealt byte are worth, in bytes that are sent: on a LAN dealing goes on beside
+# the run; on a WAN its bytes cross the slow line too, and are kept until they are used.
 ROUND_BYTES = {"lan": 1 << 17, "wan": 1 << 20}
-DEALT_WEIGHT = 0.5
+DEALT_WEIGHT = {"lan": 0.5, "wan": 2.0}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Plan:
         """Bytes, dealt ones and rounds counted as told above, with `entry` bytes in an entry."""
         dealt, sent = self.sizes
         dealt += entry * 2 ** len(self.last)
-        return elements * (sent + DEALT_WEIGHT * dealt) + self.rounds * ROUND_BYTES[profile]
+        return elements * (sent + DEALT_WEIGHT[profile] * dealt) + self.rounds * ROUND_BYTES[profile]
 
 
 @dataclass(frozen=True)

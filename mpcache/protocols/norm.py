@@ -129,7 +129,8 @@ class Norm(Operation):
         shift = math.floor(math.log2(size) / 2) - SCALED // 2
         root = scaled_root(math.sqrt(size) / 2 ** (SCALED // 2 + shift))
         # two rounds fewer, for nine products of masks an element
-        saved = 2 * ROUND_BYTES[suite.setting.profile] >= DEALT_WEIGHT * 9 * 8 * x.share.numel()
+        profile = suite.setting.profile
+        saved = 2 * ROUND_BYTES[profile] >= DEALT_WEIGHT[profile] * 9 * 8 * x.share.numel()
         whole = saved and x.frac + sum(WHOLE) + FACTOR_FRAC <= 56
         cut, fine = WHOLE if whole else PARTED
         parts = lining(machine, t.halved(SCALED), root, 0.7, 4.0, 8, 10, cut, fine)

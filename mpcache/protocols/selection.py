@@ -99,7 +99,7 @@ class Best(Operation):
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
         count = max(1, (size - 1).bit_length())
-        ranks = rank(machine, x, width=8 if count <= 8 else 16, **bits)
+        ranks = rank(machine, x, width=count, **bits)
         rows = suite.one_hot(ranks, 0, count, machine.setting.narrow)
         return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
 

@@ -223,7 +223,7 @@ def _ceiling(machine: SecureMachine, x: Secret, visible: torch.Tensor | None) ->
         counts = suite.tally(cells, 0, CELLS, visible, width)
         below = counts.permute(*range(1, counts.ndim), 0).cumsum(-1)  # [.., cells]
         above = below[..., -1:] - below[..., :-1]
-        empty = suite.is_zero(above, bits)
+        empty = suite.is_zero(above, bits, 16)  # scores have no more integer bits
         reached = machine.shift(-empty.sum(-1, keepdim=True), float(count - 1))
         offset = (2 << CELL) - 1 - (count << (CELL - 1))
         return machine.shift(reached.times(1 << CELL), float(offset))

@@ -131,7 +131,7 @@ class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
 
     Unless `settled`, the result keeps all its fractional bits. Unless `wide`, it may count in the
-    setting's narrow ring, where it must stay below 2^14. Error: one cut where it is settled, and
+    setting's narrow ring, where it must stay below 2^18. Error: one cut where it is settled, and
     (|x|_1 + 1) / 2 units from rounding weights and bias.
     """
 

@@ -264,7 +264,7 @@ class DealerSuite(Tables, Suite):
         cut leaves holds a product of two such values."""
         bits = x.frac - self.setting.frac
         left = x.width - bits
-        if bits > 0 and left >= self.setting.narrow and self.setting.truncation == "exact":
+        if bits > 0 and left >= self.setting.short and self.setting.truncation == "exact":
             both = yield from side_by_side([self.truncating(x, bits, left)])
         else:
             settled = yield from side_by_side([self.settling(x)])

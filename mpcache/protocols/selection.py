@@ -100,7 +100,7 @@ class Best(Operation):
         assert isinstance(suite, DealerSuite)
         count = max(1, (size - 1).bit_length())
         ranks = rank(machine, x, width=count, **bits)
-        rows = suite.one_hot(ranks, 0, count, machine.setting.narrow)
+        rows = suite.one_hot(ranks, 0, count, machine.setting.short)
         return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
 
 
@@ -127,7 +127,7 @@ class Gathered(Operation):
         assert isinstance(suite, DealerSuite)
         blocks = blocks.modulo(GATHERED)
         rows, hidden = suite.together(
-            suite.keeping(rows.modulo(machine.setting.narrow)), suite.keeping(blocks)
+            suite.keeping(rows.modulo(machine.setting.short)), suite.keeping(blocks)
         )
         return rows, suite.matmul(rows, hidden)
 

@@ -167,7 +167,7 @@ class Attend(Operation):
 def weight_frac(tokens: int) -> int:
     """Fractional bits of weights that are not normalised: fewer where more of them are added up.
 
-    In the setting's narrow ring their products with values then have room for a sum of all.
+    In the ring of attention their products with values then have room for a sum of all.
     """
     return WEIGHT_FRAC - max(0, (tokens - 1).bit_length() - ROOMY)
 
@@ -185,13 +185,13 @@ def _weights(
     suite: DealerSuite, x: Secret, visible: torch.Tensor | None, frac: int
 ) -> Secret:
     """exp(x) where visible, else 0: hidden places cost nothing."""
-    narrow = suite.setting.narrow
+    short = suite.setting.short
     if visible is None:
         e = suite.exp(x)
-        return suite.play(suite.trimming(e, e.frac - frac, narrow))
+        return suite.play(suite.trimming(e, e.frac - frac, short))
     places = _places(visible, tuple(x.shape))
     e = suite.exp(x.flatten().take(places))
-    e = suite.play(suite.trimming(e, e.frac - frac, narrow))
+    e = suite.play(suite.trimming(e, e.frac - frac, short))
     return e.pour(places, x.share.numel()).reshape(*x.shape)
 
 

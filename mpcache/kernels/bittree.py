@@ -23,7 +23,7 @@ import torch
 from numba import carray, njit
 
 from mpcache.errors import UsageError
-from mpcache.kernels.memory import addresses, pointer
+from mpcache.kernels.memory import addresses, bits_at, pointer
 
 _BLOCK = 4096  # elements whose digits stay in the first-level cache
 
@@ -52,12 +52,11 @@ def joined(sizes: Sequence[int]) -> list[int]:
 @njit(nogil=True, cache=True)
 def _split(words: Any, at: Any, first: Any, out: Any) -> None:
     """out = the bit `at` of words, and the same bit of words ^ words << 1 ^ first above it."""
-    one = np.uint64(1)
+    one = np.uint8(1)
     for i in range(len(out)):
-        word, v = np.uint64(words[i]), np.uint64(at[i])
-        less = (word >> v) & one
-        before = ((word << one ^ first) >> v) & one
-        out[i] = less | (less ^ before) << one
+        less = bits_at(words[i], at[i])
+        before = bits_at(words[i], at[i] - one) if at[i] else first
+        out[i] = (less & one) | ((less ^ before) & one) << one
 
 
 @njit(nogil=True, cache=True)
@@ -76,9 +75,9 @@ def _split_at(address: Any, size: Any, at: Any, first: Any, out: Any) -> None:
 @njit(nogil=True, cache=True)
 def _look(words: Any, at: Any, place: Any, out: Any) -> None:
     """out |= the bit `at` of words, at bit `place`."""
-    one = np.uint64(1)
+    one = np.uint8(1)
     for i in range(len(out)):
-        out[i] |= ((np.uint64(words[i]) >> np.uint64(at[i])) & one) << place
+        out[i] |= (bits_at(words[i], at[i]) & one) << place
 
 
 @njit(nogil=True, cache=True)
@@ -138,10 +137,10 @@ def _first(
         here = min(_BLOCK, count - begin)
         shift = 0
         for digit in range(len(widths)):
-            width = widths[digit]
-            mask = (1 << width) - 1
+            width, low = widths[digit], np.uint8(shift)
+            mask, part = np.uint8((1 << width) - 1), y[begin : begin + here]
             for i in range(here):
-                at[i] = (y[begin + i] >> shift) & mask
+                at[i] = bits_at(part[i], low) & mask
             size = max(1, (1 << width) >> 3)
             where = tables[digit] + begin * size
             _split_at(where, size, at[:here], first, state[digit, :here])
@@ -177,9 +176,9 @@ def _next(
             for i in range(here):
                 at[i] = (mine[node, begin + i] ^ theirs[node, begin + i]) & mask
             row[:] = np.uint8(0)
-            _look_at(less[node] + begin * size, size, at[:here], np.uint64(0), row)
+            _look_at(less[node] + begin * size, size, at[:here], np.uint8(0), row)
             if group:
-                _look_at(equal[node] + begin * size, size, at[:here], np.uint64(1), row)
+                _look_at(equal[node] + begin * size, size, at[:here], np.uint8(1), row)
             node += 1
         _pack(state[:, :here], sizes, masks, begin, passed, packed)
 
@@ -263,6 +262,8 @@ def first_inputs(
     flat, count = y.contiguous(), y.numel()
     if y.dim() != 1 or y.dtype.is_floating_point:
         raise UsageError(f"y is {y.dtype} {list(y.shape)}; expected integers [n].")
+    if sum(widths) > 8 * y.dtype.itemsize:
+        raise UsageError(f"Digits of {list(widths)} bits are more than {y.dtype} has.")
     words = _tables(tables, widths, count, "Words of digits")
     passed, packed = _room(sizes, len(widths), count)
     hidden = _masks(masks, len(packed), count)
@@ -270,7 +271,7 @@ def first_inputs(
         flat.numpy(),
         np.array(widths, dtype=np.int64),
         addresses(words),
-        np.uint64(rank == 0),
+        np.uint8(rank == 0),
         np.array(sizes, dtype=np.int64),
         addresses(hidden),
         passed.numpy(),

@@ -13,6 +13,7 @@ from numba import carray, njit
 from mpcache.errors import UsageError
 from mpcache.kernels.bittree import inputs_of, word_bytes
 from mpcache.kernels.memory import addresses, pointer
+from mpcache.kernels.shapes import buffer
 
 _STORAGE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 4096  # elements whose digits stay in the first-level cache
@@ -90,6 +91,25 @@ def _turned(shown: Any, case_of: Any, mask: Any, own: Any, out: Any) -> None:
                 for i in range(begin, end):
                     case = case_of[(v ^ mask[i]) & (inputs - 1)]
                     out[v, word, i] = shown[case, word, i] - own[v, word, i]
+
+
+@njit(nogil=True, cache=True)
+def _turned_of_two(shown: Any, case_of: Any, mask: Any, own: Any, out: Any) -> None:
+    """As `_turned` for two cases and up to 64 inputs, whose cases are the bits of a word."""
+    inputs, words, count = out.shape
+    cases = np.uint64(0)
+    for v in range(inputs):
+        cases |= np.uint64(case_of[v]) << np.uint64(v)
+    last = np.uint8(inputs - 1)
+    for begin in range(0, count, _BLOCK):
+        end = min(count, begin + _BLOCK)
+        for word in range(words):
+            no, yes, hidden = shown[0, word, begin:end], shown[1, word, begin:end], mask[begin:end]
+            for v in range(inputs):
+                less, result, input_ = own[v, word, begin:end], out[v, word, begin:end], np.uint8(v)
+                for i in range(end - begin):
+                    chosen = (cases >> np.uint64((input_ ^ hidden[i]) & last)) & np.uint64(1)
+                    result[i] = (yes[i] if chosen else no[i]) - less[i]
 
 
 def below_words(
@@ -173,8 +193,10 @@ def last_table(
         )
     if inputs & (inputs - 1) or not inputs or not 0 <= min(case_of) <= max(case_of) < cases:
         raise UsageError(f"{inputs} inputs stand for {cases} cases; expected 2^bits of them.")
-    out = torch.empty_like(own, memory_format=torch.contiguous_format)
-    _turned(
+    out = torch.from_numpy(buffer(own.numel() * own.dtype.itemsize)).view(own.dtype)
+    out = out.view(own.shape)
+    kernel = _turned_of_two if cases == 2 and inputs <= 64 else _turned
+    kernel(
         shown.contiguous().numpy(),
         np.array(case_of, dtype=np.int64),
         mask.contiguous().numpy(),

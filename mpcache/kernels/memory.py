@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_WORD = ir.IntType(64)
+_WORD, _OCTET = ir.IntType(64), ir.IntType(8)
 
 
 def _pointer(typing: Any, address: Any) -> Any:
@@ -42,6 +42,17 @@ def _store(typing: Any, address: Any, word: Any) -> Any:
     return types.void(types.int64, types.uint64), generate
 
 
+def _bits_at(typing: Any, word: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        value, place = values
+        if value.type.width == _OCTET.width:
+            return builder.lshr(value, place)
+        return builder.trunc(builder.lshr(value, builder.zext(place, value.type)), _OCTET)
+
+    return types.uint8(word, types.uint8), generate
+
+
+bits_at: Any = intrinsic(_bits_at)  # 8 bits of a word from bit `at` on, at the word's own width
 pointer: Any = intrinsic(_pointer)  # of an address, for numba.carray
 load_word: Any = intrinsic(_load)  # 8 bytes at any address
 store_word: Any = intrinsic(_store)  # 8 bytes to any address

@@ -54,3 +54,19 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 def stored_by_outputs(w: torch.Tensor) -> bool:
     """Whether w [..., inputs, outputs] is a view of contiguous [..., outputs, inputs]."""
     return not w.is_contiguous() and w.transpose(-1, -2).is_contiguous()
+
+
+def strided(w: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """w [batch, inputs, outputs] and its byte strides, the last or the last but one its itemsize.
+
+    It is copied where neither its inputs nor its outputs lie next to each other; along a dimension
+    of one, everything does.
+    """
+    size = w.element_size()
+    for tensor in (w, w.contiguous() if 1 not in w.stride()[1:] else w):
+        batch, by_inputs, by_outputs = (size * stride for stride in tensor.stride())
+        by_inputs = by_inputs if w.shape[1] > 1 else size
+        by_outputs = by_outputs if w.shape[2] > 1 else size
+        if size in (by_inputs, by_outputs):
+            break
+    return tensor, (batch, by_inputs, by_outputs)

@@ -16,16 +16,13 @@ the lowest group. Words lie in the narrowest integers that hold them, signed or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit
 
 from mpcache.errors import UsageError
-from mpcache.kernels.memory import addresses, bits_at, pointer
-
-_BLOCK = 4096  # elements whose digits stay in the first-level cache
+from mpcache.kernels import bittree_loops as loops
+from mpcache.kernels.memory import addresses
 
 
 def word_bytes(inputs: int) -> int:
@@ -49,181 +46,23 @@ def joined(sizes: Sequence[int]) -> list[int]:
     return [place for place, size in enumerate(sizes) if size > 1 or len(sizes) == 1]
 
 
-@njit(nogil=True, cache=True)
-def _split(words: Any, at: Any, first: Any, out: Any) -> None:
-    """out = the bit `at` of words, and the same bit of words ^ words << 1 ^ first above it."""
-    one = np.uint8(1)
-    for i in range(len(out)):
-        less = bits_at(words[i], at[i])
-        before = bits_at(words[i], at[i] - one) if at[i] else first
-        out[i] = (less & one) | ((less ^ before) & one) << one
-
-
-@njit(nogil=True, cache=True)
-def _split_at(address: Any, size: Any, at: Any, first: Any, out: Any) -> None:
-    count = len(out)
-    if size == 1:
-        _split(carray(pointer(address), count, np.uint8), at, first, out)
-    elif size == 2:
-        _split(carray(pointer(address), count, np.uint16), at, first, out)
-    elif size == 4:
-        _split(carray(pointer(address), count, np.uint32), at, first, out)
-    else:
-        _split(carray(pointer(address), count, np.uint64), at, first, out)
-
-
-@njit(nogil=True, cache=True)
-def _look(words: Any, at: Any, place: Any, out: Any) -> None:
-    """out |= the bit `at` of words, at bit `place`."""
-    one = np.uint8(1)
-    for i in range(len(out)):
-        out[i] |= (bits_at(words[i], at[i]) & one) << place
-
-
-@njit(nogil=True, cache=True)
-def _look_at(address: Any, size: Any, at: Any, place: Any, out: Any) -> None:
-    count = len(out)
-    if size == 1:
-        _look(carray(pointer(address), count, np.uint8), at, place, out)
-    elif size == 2:
-        _look(carray(pointer(address), count, np.uint16), at, place, out)
-    elif size == 4:
-        _look(carray(pointer(address), count, np.uint32), at, place, out)
-    else:
-        _look(carray(pointer(address), count, np.uint64), at, place, out)
-
-
-@njit(nogil=True, cache=True)
-def _add_input(bits: Any, place: Any, out: Any) -> None:
-    for i in range(len(out)):
-        out[i] ^= bits[i] << place
-
-
-@njit(nogil=True, cache=True)
-def _add_less(bits: Any, out: Any) -> None:
-    for i in range(len(out)):
-        out[i] ^= bits[i] & np.uint8(1)
-
-
-@njit(nogil=True, cache=True)
-def _pack(state: Any, sizes: Any, masks: Any, begin: Any, passed: Any, packed: Any) -> None:
-    """Inputs of the nodes of `sizes` XOR masks, for the elements of state [digits, block]."""
-    count, digit, node = state.shape[1], 0, 0
-    for group in range(len(sizes)):
-        size = sizes[group]
-        if size == 1 and len(sizes) > 1:
-            passed[group, begin : begin + count] = state[digit]
-        else:
-            out = packed[node, begin : begin + count]
-            out[:] = carray(pointer(masks[node] + begin), count, np.uint8)
-            for i in range(size):
-                if group == 0 and i == 0:
-                    _add_less(state[digit], out)
-                else:
-                    place = np.uint8(2 * i - (group == 0))
-                    _add_input(state[digit + i], place, out)
-            node += 1
-        digit += size
-
-
-@njit(nogil=True, cache=True)
-def _first(
-    y: Any, widths: Any, tables: Any, first: Any, sizes: Any, masks: Any, passed: Any, packed: Any
-) -> None:
-    count = len(y)
-    state = np.empty((len(widths), min(count, _BLOCK)), dtype=np.uint8)
-    at = np.empty(min(count, _BLOCK), dtype=np.uint8)
-    for begin in range(0, count, _BLOCK):
-        here = min(_BLOCK, count - begin)
-        shift = 0
-        for digit in range(len(widths)):
-            width, low = widths[digit], np.uint8(shift)
-            mask, part = np.uint8((1 << width) - 1), y[begin : begin + here]
-            for i in range(here):
-                at[i] = bits_at(part[i], low) & mask
-            size = max(1, (1 << width) >> 3)
-            where = tables[digit] + begin * size
-            _split_at(where, size, at[:here], first, state[digit, :here])
-            shift += width
-        _pack(state[:, :here], sizes, masks, begin, passed, packed)
-
-
-@njit(nogil=True, cache=True)
-def _next(
-    mine: Any,
-    theirs: Any,
-    old: Any,
-    old_sizes: Any,
-    less: Any,
-    equal: Any,
-    sizes: Any,
-    masks: Any,
-    passed: Any,
-    packed: Any,
-) -> None:
-    count = mine.shape[1]
-    state = np.empty((len(old_sizes), min(count, _BLOCK)), dtype=np.uint8)
-    at = np.empty(min(count, _BLOCK), dtype=np.uint8)
-    for begin in range(0, count, _BLOCK):
-        here, node = min(_BLOCK, count - begin), 0
-        for group in range(len(old_sizes)):
-            row = state[group, :here]
-            if old_sizes[group] == 1:
-                row[:] = old[group, begin : begin + here]
-                continue
-            words = 1 << (2 * old_sizes[group] - (group == 0))
-            mask, size = np.uint8(words - 1), max(1, words >> 3)
-            for i in range(here):
-                at[i] = (mine[node, begin + i] ^ theirs[node, begin + i]) & mask
-            row[:] = np.uint8(0)
-            _look_at(less[node] + begin * size, size, at[:here], np.uint8(0), row)
-            if group:
-                _look_at(equal[node] + begin * size, size, at[:here], np.uint8(1), row)
-            node += 1
-        _pack(state[:, :here], sizes, masks, begin, passed, packed)
-
-
-@njit(nogil=True, cache=True)
-def _last(table: Any, mine: Any, theirs: Any, out: Any) -> None:
-    """out[w, i] = table[mine[i] ^ theirs[i], w, i]."""
-    mask = np.uint8(len(table) - 1)
-    for word in range(table.shape[1]):
-        for i in range(len(mine)):
-            out[word, i] = table[np.int64((mine[i] ^ theirs[i]) & mask), word, i]
-
-
-@njit(nogil=True, cache=True)
-def _last_turned(table: Any, mine: Any, theirs: Any, y: Any, bit: Any, one: Any, out: Any) -> None:
-    """As `_last`; where that bit of y is set, `one` minus it."""
-    mask = np.uint8(len(table) - 1)
-    for word in range(table.shape[1]):
-        for i in range(len(mine)):
-            value = np.int64(table[np.int64((mine[i] ^ theirs[i]) & mask), word, i])
-            turn = -((np.int64(y[i]) >> bit) & 1)
-            out[word, i] = (value ^ turn) - turn + (one & turn)
-
-
-def _tables(tables: Sequence[torch.Tensor], inputs: Sequence[int], count: int, what: str) -> Any:
+def _held(
+    tensors: Sequence[torch.Tensor], inputs: Sequence[int], count: int, what: str
+) -> list[torch.Tensor]:
     """Contiguous words [count] for each number of inputs.
 
     Raises:
         UsageError: where there are others.
     """
     sizes = [word_bytes(bits) for bits in inputs]
-    found = [(tuple(t.shape), t.dtype.itemsize, t.device.type) for t in tables]
-    if found != [((count,), size, "cpu") for size in sizes]:
-        raise UsageError(
-            f"{what} have shapes, bytes a word and devices {found}; expected [{count}] "
-            f"and {sizes} bytes on the CPU."
-        )
-    return [table.contiguous() for table in tables]
-
-
-def _masks(masks: Sequence[torch.Tensor], nodes: int, count: int) -> list[torch.Tensor]:
-    found = [(tuple(mask.shape), mask.dtype) for mask in masks]
-    if found != [((count,), torch.uint8)] * nodes:
-        raise UsageError(f"Masks are {found}; expected {nodes} of [{count}] in torch.uint8.")
-    return [mask.contiguous() for mask in masks]
+    fits = len(tensors) == len(sizes) and all(
+        tensor.element_size() == size and tensor.shape == (count,) and tensor.is_cpu
+        for tensor, size in zip(tensors, sizes, strict=True)
+    )
+    if not fits:
+        found = [(list(tensor.shape), tensor.dtype) for tensor in tensors]
+        raise UsageError(f"{what} are {found}; expected [{count}] with {sizes} bytes a word.")
+    return [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
 
 
 def _room(sizes: Sequence[int], digits: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,22 +99,24 @@ def first_inputs(
         UsageError: on shapes or dtypes that do not fit.
     """
     flat, count = y.contiguous(), y.numel()
-    if y.dim() != 1 or y.dtype.is_floating_point:
+    if y.dim() != 1 or y.dtype.is_floating_point or not y.is_cpu:
         raise UsageError(f"y is {y.dtype} {list(y.shape)}; expected integers [n].")
     if sum(widths) > 8 * y.dtype.itemsize:
         raise UsageError(f"Digits of {list(widths)} bits are more than {y.dtype} has.")
-    words = _tables(tables, widths, count, "Words of digits")
+    words = _held(tables, widths, count, "Words of digits")
     passed, packed = _room(sizes, len(widths), count)
-    hidden = _masks(masks, len(packed), count)
-    _first(
-        flat.numpy(),
+    hidden = _held(masks, [1] * packed.shape[0], count, "Masks")
+    loops.first(
+        count,
+        flat.data_ptr(),
+        flat.element_size(),
         np.array(widths, dtype=np.int64),
         addresses(words),
         np.uint8(rank == 0),
         np.array(sizes, dtype=np.int64),
         addresses(hidden),
-        passed.numpy(),
-        packed.numpy(),
+        passed.data_ptr(),
+        packed.data_ptr(),
     )
     return passed, packed
 
@@ -307,29 +148,33 @@ def next_inputs(
     Raises:
         UsageError: on shapes or dtypes that do not fit.
     """
-    nodes, count = joined(old_sizes), passed.shape[1]
-    if not tuple(mine.shape) == tuple(theirs.shape) == (len(nodes), count):
+    nodes, count, groups = joined(old_sizes), passed.shape[-1], len(old_sizes)
+    given = [mine, theirs, passed]
+    expected = [(len(nodes), count), (len(nodes), count), (groups, count)]
+    if groups < 2 or [tuple(t.shape) for t in given if t.dtype == torch.uint8] != expected:
         raise UsageError(
-            f"Opened inputs are {list(mine.shape)} and {list(theirs.shape)}; "
-            f"expected {[len(nodes), count]}."
+            f"Opened inputs and what passed are {[(list(t.shape), t.dtype) for t in given]}; "
+            f"expected {expected} in torch.uint8, of two groups or more."
         )
     inputs = [inputs_of(old_sizes[place], place == 0) for place in nodes]
     lowest = bool(nodes) and nodes[0] == 0
-    lesses = _tables(less, inputs, count, "Words of less")
-    equals = _tables(equal, inputs[lowest:], count, "Words of equal")
-    new, packed = _room(sizes, len(old_sizes), count)
-    hidden = _masks(masks, len(packed), count)
-    _next(
-        mine.contiguous().numpy(),
-        theirs.contiguous().numpy(),
-        passed.numpy(),
+    lesses = _held(less, inputs, count, "Words of less")
+    equals = _held(equal, inputs[lowest:], count, "Words of equal")
+    new, packed = _room(sizes, groups, count)
+    hidden = _held(masks, [1] * packed.shape[0], count, "Masks")
+    mine, theirs, passed = (tensor.contiguous() for tensor in given)
+    loops.following(
+        count,
+        mine.data_ptr(),
+        theirs.data_ptr(),
+        passed.data_ptr(),
         np.array(old_sizes, dtype=np.int64),
         addresses(lesses),
-        addresses([None] * lowest + equals),
+        addresses([*([None] * lowest), *equals]),
         np.array(sizes, dtype=np.int64),
         addresses(hidden),
-        new.numpy(),
-        packed.numpy(),
+        new.data_ptr(),
+        packed.data_ptr(),
     )
     return new, packed
 
@@ -352,9 +197,9 @@ def near_inputs(
     Raises:
         UsageError: on shapes or dtypes that do not fit.
     """
-    (words,) = _tables([table], [width], y.numel(), "Words of digits")
+    (words,) = _held([table], [width], y.numel(), "Words of digits")
     out = torch.empty(y.numel(), dtype=torch.uint8)
-    _near(
+    loops.near(
         y.contiguous().numpy(),
         words.numpy(),
         shift,
@@ -364,17 +209,6 @@ def near_inputs(
         out.numpy(),
     )
     return out
-
-
-@njit(nogil=True, cache=True)
-def _near(y: Any, words: Any, shift: Any, mask: Any, near: Any, first: Any, out: Any) -> None:
-    one = np.uint64(1)
-    for i in range(len(out)):
-        word, digit, bits = np.uint64(words[i]), np.int64(y[i]) >> shift, np.uint64(0)
-        equal = word ^ word << one ^ first
-        for place in range(len(near)):
-            bits |= ((equal >> np.uint64((digit - near[place]) & mask)) & one) << np.uint64(place)
-        out[i] = bits
 
 
 def last_words(
@@ -407,8 +241,8 @@ def last_words(
     out = torch.empty(tuple(table.shape[1:]), dtype=torch.int64)
     held = (table.contiguous().numpy(), mine.contiguous().numpy(), theirs.contiguous().numpy())
     if turn is None:
-        _last(*held, out.numpy())
+        loops.last(*held, out.numpy())
     else:
         y, bit, one = turn
-        _last_turned(*held, y.contiguous().numpy(), bit, one, out.numpy())
+        loops.last_turned(*held, y.contiguous().numpy(), bit, one, out.numpy())
     return out

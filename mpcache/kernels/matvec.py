@@ -7,7 +7,6 @@ by its address and byte strides: parts of larger tensors and transposed views ar
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from numba import carray, njit
 
 from mpcache.kernels.memory import pointer
-from mpcache.kernels.shapes import WEIGHT_BYTES, check_operands, strided
+from mpcache.kernels.shapes import check_operands, in_parts, strided
 
 _STEP = 8  # inputs, or outputs, that one pass takes together
 _BLOCK = 4096  # outputs whose int64 sums (32 KiB) stay in the first-level cache
@@ -126,16 +125,39 @@ def _add_one(
 
 
 @njit(nogil=True, cache=True)
-def _add_batch(x: Any, w: Any, size: Any, strides: Any, out: Any, first: Any, last: Any) -> None:
-    """out[b, :, first:last] += x[b] @ w[b, :, first:last]; byte strides of w."""
-    for b in range(len(x)):
+def _add_batch(
+    x: Any, w: Any, size: Any, strides: Any, out: Any, shape: Any, first: Any, last: Any
+) -> None:
+    """out[b, :, first:last] += x[b] @ w[b, :, first:last]; addresses, byte strides of w."""
+    batch, rows, inputs, outputs = shape
+    for b in range(batch):
+        left = carray(pointer(x + 8 * b * rows * inputs), (rows, inputs), np.int64)
+        sums = carray(pointer(out + 8 * b * rows * outputs), (rows, outputs), np.int64)
         at = w + b * strides[0] + first * strides[2]
         if size == 8:
-            _add_one(x[b], at, size, strides[1:], np.int64, out[b], first, last)
+            _add_one(left, at, size, strides[1:], np.int64, sums, first, last)
         elif size == 4:
-            _add_one(x[b], at, size, strides[1:], np.int32, out[b], first, last)
+            _add_one(left, at, size, strides[1:], np.int32, sums, first, last)
         else:
-            _add_one(x[b], at, size, strides[1:], np.int16, out[b], first, last)
+            _add_one(left, at, size, strides[1:], np.int16, sums, first, last)
+
+
+def multiply(x: torch.Tensor, w: torch.Tensor, threads: int = 1) -> torch.Tensor:
+    """As `matvec` and `bmm` for operands that fit, x [(batch,) rows, inputs]."""
+    *batch, rows, inputs = x.shape
+    outputs = w.shape[-1]
+    out = torch.zeros((*batch, rows, outputs), dtype=torch.int64)
+    if not out.numel():
+        return out
+    w, strides = strided(w)
+    left, size = x.contiguous(), w.element_size()
+    shape = (batch[0] if batch else 1, rows, inputs, outputs)
+
+    def part(first: int, last: int) -> None:
+        _add_batch(left.data_ptr(), w.data_ptr(), size, strides, out.data_ptr(), shape, first, last)
+
+    in_parts(part, outputs, threads, _STEP)
+    return out
 
 
 def matvec(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
@@ -154,9 +176,7 @@ def matvec(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tenso
         UsageError: on dtypes, shapes or devices that do not fit.
     """
     check_operands(x, w, dims=2)
-    rows = x.unsqueeze(0) if x.dim() == 1 else x
-    out = bmm(rows.unsqueeze(0), w.unsqueeze(0), threads=threads)
-    return out.reshape(*x.shape[:-1], w.shape[1])
+    return multiply(x, w, threads) if x.dim() == 2 else multiply(x.unsqueeze(0), w, threads)[0]
 
 
 def bmm(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
@@ -175,22 +195,4 @@ def bmm(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
         UsageError: on dtypes, shapes or devices that do not fit.
     """
     check_operands(x, w, dims=3)
-    outputs = w.shape[2]
-    out = torch.zeros((x.shape[0], x.shape[1], outputs), dtype=torch.int64)
-    if not out.numel():
-        return out
-    w, strides = strided(w)
-    left, total, size = x.contiguous().numpy(), out.numpy(), WEIGHT_BYTES[w.dtype]
-
-    def part(first: int, last: int) -> None:
-        _add_batch(left, w.data_ptr(), size, strides, total, first, last)
-
-    share = -(-outputs // max(1, threads))
-    share += -share % _STEP
-    parts = [(first, min(outputs, first + share)) for first in range(0, outputs, share)]
-    if len(parts) > 1:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(part, *zip(*parts, strict=True)))
-    else:
-        part(0, outputs)
-    return out
+    return multiply(x, w, threads)

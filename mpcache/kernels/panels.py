@@ -10,7 +10,6 @@ become int64 on the way. Operands are read where they lie, with any strides.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mpcache.kernels.memory import pointer
-from mpcache.kernels.shapes import WEIGHT_BYTES, strided
+from mpcache.kernels.shapes import in_parts, strided
 
 ROWS = 14  # of a tile: with 2 vectors of outputs 28 sums, 2 of w, 1 of x and 1 product
 LANES = 8
@@ -346,7 +345,7 @@ def _multiply(
 
 
 def multiply(x: torch.Tensor, w: torch.Tensor, threads: int = 1) -> torch.Tensor:
-    """x [batch, rows, inputs] @ w [batch, inputs, outputs] mod 2^64 on the CPU.
+    """x [(batch,) rows, inputs] @ w [(batch,) inputs, outputs] mod 2^64 on the CPU.
 
     Args:
         x: int64, of any strides.
@@ -355,33 +354,19 @@ def multiply(x: torch.Tensor, w: torch.Tensor, threads: int = 1) -> torch.Tensor
         threads: threads that share the outputs; the interpreter's lock is not held meanwhile.
 
     Returns:
-        int64 [batch, rows, outputs].
+        int64 [(batch,) rows, outputs].
     """
-    (batch, rows, inputs), outputs = x.shape, w.shape[2]
-    out = torch.zeros((batch, rows, outputs), dtype=torch.int64)
+    *batch, rows, inputs = x.shape
+    outputs = w.shape[-1]
+    out = torch.zeros((*batch, rows, outputs), dtype=torch.int64)
     if not out.numel() or not inputs:
         return out
     w, strides = strided(w)
-    size = WEIGHT_BYTES[w.dtype]
+    size, shape = w.element_size(), (batch[0] if batch else 1, rows, inputs, outputs)
+    x_strides = tuple(8 * stride for stride in (0, *x.stride())[-3:])
 
-    def part(first: int, last: int) -> None:
-        _multiply(
-            x.data_ptr(),
-            w.data_ptr(),
-            size,
-            out.data_ptr(),
-            (batch, rows, inputs, outputs),
-            tuple(8 * stride for stride in x.stride()),
-            strides,
-            (first, last),
-        )
+    def part(*ends: int) -> None:
+        _multiply(x.data_ptr(), w.data_ptr(), size, out.data_ptr(), shape, x_strides, strides, ends)
 
-    share = -(-outputs // max(1, threads))
-    share += -share % WIDE
-    parts = [(first, min(outputs, first + share)) for first in range(0, outputs, share)]
-    if len(parts) > 1:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(part, *zip(*parts, strict=True)))
-    else:
-        part(0, outputs)
+    in_parts(part, outputs, threads, WIDE)
     return out

@@ -11,12 +11,10 @@ from typing import Literal
 import torch
 
 from mpcache.errors import UsageError
-from mpcache.kernels import digits, panels
+from mpcache.kernels import digits, matvec, panels
 from mpcache.kernels.digits import Prepared, prepare
-from mpcache.kernels.matvec import bmm as _bmm_few
-from mpcache.kernels.matvec import matvec
 from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
-from mpcache.kernels.shapes import as_rows, check_operands
+from mpcache.kernels.shapes import check_operands
 
 Engine = Literal["matvec", "torch", "panels", "int8", "amx", "triton"]
 ENGINES: tuple[str, ...] = ("matvec", "torch", "panels", "int8", "amx", "triton")
@@ -67,14 +65,15 @@ def matmul(
             raise UsageError(f"The weights are prepared for {w.engine}, not for {engine}.")
         return digits.multiply(x, w)
     check_operands(x, w, dims=2)
-    engine = engine or choose(as_rows(x).shape[0], w.shape[0], w.shape[1], w.dtype)
+    if x.dim() == 1:
+        return matmul(x.unsqueeze(0), w, engine=engine, threads=threads)[0]
+    engine = engine or choose(x.shape[0], w.shape[0], w.shape[1], w.dtype)
     if engine == "matvec":
-        return matvec(x, w, threads=threads)
+        return matvec.multiply(x, w, threads)
     if engine == "panels":
-        product = panels.multiply(as_rows(x).unsqueeze(0), w.unsqueeze(0), threads)
-        return product.reshape(*x.shape[:-1], w.shape[1])
+        return panels.multiply(x, w, threads)
     if engine == "torch":
-        return (as_rows(x) @ w.to(torch.int64)).reshape(*x.shape[:-1], w.shape[1])
+        return x @ w.to(torch.int64)
     if engine in ("amx", "int8"):
         return digits.multiply(x, prepare(w, engine))
     raise UsageError(f"No CPU engine is called {engine!r}; expected one of {ENGINES[:-1]}.")
@@ -90,7 +89,7 @@ def bmm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """
     check_operands(x, w, dims=3)
     if choose(x.shape[1], x.shape[2], w.shape[2], w.dtype) == "matvec":
-        return _bmm_few(x, w)
+        return matvec.multiply(x, w)
     if has_wide_product():
         return panels.multiply(x, w)
     return torch.matmul(x, w.to(torch.int64))
@@ -124,6 +123,8 @@ def ring_product(
 
         return triton_product(x, w)
     if w.dim() == 2:
+        if x.dim() <= 2:
+            return matmul(x, w, engine=engine, threads=threads)
         flat = matmul(x.reshape(-1, x.shape[-1]), w, engine=engine, threads=threads)
         return flat.reshape(*x.shape[:-1], w.shape[1])
     if w.dim() < 2 or x.dim() != w.dim() or x.shape[:-2] != w.shape[:-2]:

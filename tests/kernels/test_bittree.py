@@ -259,8 +259,11 @@ def test_what_does_not_fit_is_refused() -> None:
         bittree.first_inputs(y, held.digits, [4, 4], 0, [3], held.masks[0])
     with pytest.raises(UsageError, match="Digits of"):
         bittree.first_inputs(y.to(torch.uint8), held.digits, [4, 5], 0, [2], held.masks[0])
-    with pytest.raises(UsageError, match="expected 1 of"):
+    with pytest.raises(UsageError, match="Masks are"):
         bittree.first_inputs(y, held.digits, [4, 4], 0, [2], [])
+    with pytest.raises(UsageError, match="of two groups or more"):
+        sent = torch.zeros((1, 5), dtype=torch.uint8)
+        bittree.next_inputs(sent, sent, sent, [2], *held.words[0], [1], held.masks[0])
     with pytest.raises(UsageError, match="2\\^7 bits"):
         bittree_dealer.below_words(y, [7], held.digits[:1])
     with pytest.raises(UsageError, match="Party 0's words"):

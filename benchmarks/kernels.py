@@ -4,12 +4,13 @@
 
 Ways that are compared take turns, so that whatever else the machine does falls on all of them.
 `G/s` are 10^9 multiply-adds mod 2^64 a second. ``cpu`` clocks count this process's time alone,
-``wall`` what a user waits.
+``wall`` what a user waits. Torch multiplies int64 only; `bits` are those of our weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -19,8 +20,9 @@ from typing import Any
 
 import torch
 
+from mpcache.kernels import bittree, packing
 from mpcache.kernels.prg import Stream
-from mpcache.kernels.processor import has_amx, has_int8_dot
+from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
 from mpcache.kernels.ring import bmm, choose, matmul, prepare
 from mpcache.report.machine import describe_machine
 
@@ -54,8 +56,8 @@ def turned(w: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of(case: str, work: int, seconds: dict[str, float], bits: int) -> list[Row]:
-    """Table rows: each way, its speed, and its ratio to torch's better and worse layout."""
-    baselines = [value for name, value in seconds.items() if name.startswith("torch")]
+    """Table rows: each way, its speed, and how many times faster than each of torch's it is."""
+    baselines = {name: value for name, value in seconds.items() if name.startswith("torch")}
     return [
         {
             "case": case,
@@ -63,67 +65,115 @@ def rows_of(case: str, work: int, seconds: dict[str, float], bits: int) -> list[
             "way": name,
             "milliseconds": value * 1e3,
             "g_per_second": work / value / 1e9,
-            "times_best_torch": min(baselines) / value,
-            "times_worst_torch": max(baselines) / value,
         }
+        | {f"times {way}": baseline / value for way, baseline in baselines.items()}
         for name, value in seconds.items()
     ]
 
 
+def torch_ways(x: torch.Tensor, w: torch.Tensor) -> Ways:
+    """torch's int64 product in both layouts: it has no other dtype for 64-bit sums.
+
+    ``x @ w`` has w stored [inputs, outputs]. ``x @ W.t()`` has W stored [outputs, inputs], as
+    torch.nn.Linear and CrypTen's Linear keep their weights and multiply with them.
+    """
+    by_inputs = w.to(torch.int64)
+    by_outputs = turned(by_inputs)
+    return {"torch x @ w": lambda: x @ by_inputs, "torch x @ W.t()": lambda: x @ by_outputs}
+
+
 def matrix_vector(inputs: int, outputs: int, options: argparse.Namespace) -> list[Row]:
-    """One row times a matrix, in both layouts, plain and prepared."""
+    """One row times a matrix, in both layouts; torch also as matrix times vector."""
     x, found = Stream(bytes(16)).ring((1, inputs)), []
     for bits in DTYPES:
         w = weights(inputs, outputs, bits)
-        by_outputs, prepared = turned(w), prepare(w)
-        wide, wide_by_outputs = w.to(torch.int64), turned(w.to(torch.int64))
-        ways: Ways = {
-            "torch": lambda x=x, w=wide: x @ w,
-            "torch by outputs": lambda x=x, w=wide_by_outputs: x @ w,
-            "matvec": lambda x=x, w=w: matmul(x, w, threads=options.threads),
-            "matvec by outputs": lambda x=x, w=by_outputs: matmul(x, w, threads=options.threads),
-            f"{prepared.engine} prepared": lambda x=x, w=prepared: matmul(x, w),
+        by_outputs = turned(w)
+        upright, vector = by_outputs.t().to(torch.int64), x[0]
+        ways = torch_ways(x, w) | {
+            "torch mv": lambda w=upright, v=vector: torch.mv(w, v),
+            "ours, w": lambda x=x, w=w: matmul(x, w, threads=options.threads),
+            "ours, W.t()": lambda x=x, w=by_outputs: matmul(x, w, threads=options.threads),
         }
         seconds = medians(ways, options.repeats, options.clock)
         found += rows_of(f"1x{inputs}x{outputs}", inputs * outputs, seconds, bits)
     return found
 
 
-def matrix_matrix(options: argparse.Namespace) -> list[Row]:
-    """Many rows, with the weights prepared once and cut anew at each product."""
-    rows, side, found = options.rows, 2048, []
-    x = Stream(bytes(16)).ring((rows, side))
+def matrix_matrix(
+    rows: int, inputs: int, outputs: int, options: argparse.Namespace, prepared: bool = False
+) -> list[Row]:
+    """Many rows in both layouts; `prepared` also every engine of digits, cut once and anew."""
+    x, found = Stream(bytes(16)).ring((rows, inputs)), []
     for bits in DTYPES:
-        w = weights(side, side, bits)
-        wide, wide_by_outputs = w.to(torch.int64), turned(w.to(torch.int64))
-        ways: Ways = {
-            "torch": lambda x=x, w=wide: x @ w,
-            "torch by outputs": lambda x=x, w=wide_by_outputs: x @ w,
+        w = weights(inputs, outputs, bits)
+        by_outputs = turned(w)
+        ways = torch_ways(x, w) | {
+            "ours, w": lambda x=x, w=w: matmul(x, w, threads=options.threads),
+            "ours, W.t()": lambda x=x, w=by_outputs: matmul(x, w, threads=options.threads),
         }
-        for engine in ("amx", "int8") if has_amx() else ("int8",):
+        for engine in (("amx", "int8") if has_amx() else ("int8",)) if prepared else ():
             ready = prepare(w, engine)
             ways[f"{engine} prepared"] = lambda x=x, w=ready: matmul(x, w)
             ways[engine] = lambda x=x, w=w, engine=engine: matmul(x, w, engine=engine)
         seconds = medians(ways, max(3, options.repeats // 2), options.clock)
-        found += rows_of(f"{rows}x{side}x{side}", rows * side * side, seconds, bits)
+        case = f"{rows}x{inputs}x{outputs}"
+        if bits == 64:
+            case += f" ({choose(rows, inputs, outputs, DTYPES[bits])})"
+        found += rows_of(case, rows * inputs * outputs, seconds, bits)
     return found
 
 
 def attention(options: argparse.Namespace) -> list[Row]:
-    """One query of 32 heads against 1,024 cached tokens, and back."""
+    """Queries of 32 heads against 700 cached tokens of a room for 1,024, and back."""
     found = []
-    for inputs, outputs in ((64, 1024), (1024, 64)):
-        x = Stream(bytes(16)).ring((32, 1, inputs))
-        w = Stream(bytes(16), 1).ring((32, inputs, outputs))
-        by_outputs = turned(w)
+    for rows in (1, 4, 128):
+        for inputs, outputs in ((64, 700), (700, 64)):
+            x = Stream(bytes(16)).ring((32, rows, inputs))
+            tokens = Stream(bytes(16), 1).ring((32, 1024, 64))[:, :700]
+            w = tokens.transpose(1, 2) if inputs == 64 else tokens
+            ways: Ways = {
+                "torch x @ w": lambda x=x, w=w: x @ w,
+                "ours, w": lambda x=x, w=w: bmm(x, w),
+            }
+            seconds = medians(ways, options.repeats, options.clock)
+            work = 32 * rows * inputs * outputs
+            found += rows_of(f"32 of {rows}x{inputs}x{outputs}", work, seconds, 64)
+    return found
+
+
+def digit_tables(options: argparse.Namespace) -> list[Row]:
+    """The first step of a comparison on 24 bits, six digits in two nodes, and dense packing.
+
+    `g_per_second` are 10^9 elements a second; torch takes a pass for each shift, AND and XOR.
+    """
+    found, widths, sizes = [], [4] * 6, [3, 3]
+    for count in (500, 20_000):
+        stream = Stream(bytes(16))
+        y = stream.bits(count, 24, torch.int32)
+        tables = [stream.bits(count, 16, torch.int16) for _ in widths]
+        masks = [stream.bits(count, bits, torch.uint8) for bits in (5, 6)]
+
+        def passes(y: Any = y, tables: Any = tables, masks: Any = masks) -> list[torch.Tensor]:
+            less = torch.stack([table.to(torch.int64) for table in tables])
+            digits = torch.stack([y.to(torch.int64) >> (4 * d) & 15 for d in range(len(widths))])
+            both = less >> digits & 1 | ((less ^ less << 1 ^ 1) >> digits & 1) << 1
+            low = both[0] & 1 | both[1] << 1 | both[2] << 3
+            high = both[3] | both[4] << 2 | both[5] << 4
+            return [
+                (word ^ mask).to(torch.uint8) for word, mask in ((low, masks[0]), (high, masks[1]))
+            ]
+
+        def fused(y: Any = y, tables: Any = tables, masks: Any = masks) -> torch.Tensor:
+            return bittree.first_inputs(y, tables, widths, 0, sizes, masks)[1]
+
+        assert torch.equal(torch.stack(passes()), fused())
         ways: Ways = {
-            "torch": lambda x=x, w=w: x @ w,
-            "torch by outputs": lambda x=x, w=by_outputs: x @ w,
-            "bmm": lambda x=x, w=w: bmm(x, w),
-            "bmm by outputs": lambda x=x, w=by_outputs: bmm(x, w),
+            "torch": passes,
+            "first_inputs": fused,
+            "pack_bits": lambda y=y: packing.pack_bits(y, 24),
         }
-        seconds = medians(ways, options.repeats, options.clock)
-        found += rows_of(f"32 of 1x{inputs}x{outputs}", 32 * inputs * outputs, seconds, 64)
+        seconds = medians(ways, 10 * options.repeats, options.clock)
+        found += rows_of(f"{count} comparisons", count, seconds, 24)
     return found
 
 
@@ -142,10 +192,11 @@ def streams(options: argparse.Namespace) -> list[Row]:
 def crossover(options: argparse.Namespace) -> list[Row]:
     """Every way for more and more rows, cutting the weights counted: what `choose` is made of."""
     side, found = 2048, []
-    engines = ["matvec", "torch"] + ["int8"] * has_int8_dot() + ["amx"] * has_amx()
+    engines = ["matvec", "torch"] + ["panels"] * has_wide_product()
+    engines += ["int8"] * has_int8_dot() + ["amx"] * has_amx()
     for bits, dtype in DTYPES.items():
         w = weights(side, side, bits)
-        for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        for rows in (1, 4, 8, 12, 16, 32, 64, 128, 256):
             x = Stream(bytes(16)).ring((rows, side))
             ways: Ways = {
                 engine: lambda x=x, w=w, engine=engine: matmul(x, w, engine=engine)
@@ -171,33 +222,44 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+OPT = ((2048, 2048), (2048, 8192), (8192, 2048))  # OPT-1.3B's matrices
+SMOLLM2 = ((576, 576), (576, 192), (576, 1536), (1536, 576))  # SmolLM2-135M's
+PARTS: tuple[Callable[[argparse.Namespace], list[Row]], ...] = (
+    *(functools.partial(matrix_vector, *shape) for shape in (*OPT, *SMOLLM2)),
+    lambda options: matrix_matrix(options.rows, 2048, 2048, options, prepared=True),
+    *(functools.partial(matrix_matrix, 128, *shape) for shape in (*OPT, *SMOLLM2)),
+    attention,
+    digit_tables,
+    streams,
+)
+
+
 def main() -> None:
     """Measure, print, and write JSON when asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="of matvec; torch uses as many")
+    parser.add_argument("--threads", type=int, default=1, help="of ours; torch uses as many")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--crossover", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     machine = describe_machine() | {"amx": has_amx(), "int8_dot": has_int8_dot()}
-    print(f"{machine['cpu']}, {options.threads} thread, torch {machine['torch']}, AMX {has_amx()}")
+    machine["wide_product"] = has_wide_product()
+    print(
+        f"{machine['cpu']}, {options.threads} thread, torch {machine['torch']}, AMX {has_amx()}, "
+        f"AVX-512DQ {has_wide_product()}, {options.clock} clock"
+    )
     if options.crossover:
         rows = crossover(options)
         show(rows)
     else:
         rows = []
-        for part in (
-            matrix_vector(2048, 2048, options),
-            matrix_vector(2048, 8192, options),
-            matrix_matrix(options),
-            attention(options),
-            streams(options),
-        ):
-            show(part)
-            rows += part
+        for part in PARTS:
+            table = part(options)
+            show(table)
+            rows += table
     if options.json:
         result = {"machine": machine, "clock": options.clock, "rows": rows}
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,19 +1,20 @@
 """Ring products of few rows: every weight is read once, in the order in which it is stored.
 
 Sums are taken mod 2^64, which is what int64 arithmetic does by itself. The functions with a
-leading underscore are compiled; they hold no lock of the interpreter while they run.
+leading underscore are compiled; they hold no lock of the interpreter while they run. They take w
+by its address and byte strides: parts of larger tensors and transposed views are read in place.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import carray, njit
 
-from mpcache.kernels.shapes import as_rows, check_operands, stored_by_outputs
+from mpcache.kernels.memory import pointer
+from mpcache.kernels.shapes import check_operands, in_parts, strided
 
 _STEP = 8  # inputs, or outputs, that one pass takes together
 _BLOCK = 4096  # outputs whose int64 sums (32 KiB) stay in the first-level cache
@@ -21,55 +22,62 @@ _BLOCK_OF_ROWS = 512  # fewer with many rows: 8 inputs of 512 weights are used b
 
 
 @njit(nogil=True, cache=True)
-def _add_inputs(x: Any, w: Any, out: Any, first: int, last: int, block: int) -> None:
-    """out[:, first:last] += x @ w[:, first:last]; w [inputs, outputs] row by row."""
-    rows, inputs = x.shape
-    whole = inputs - inputs % 8
-    for begin in range(first, last, block):
-        end = min(last, begin + block)
-        for k in range(0, whole, 8):
-            w0, w1, w2, w3 = (
-                w[k, begin:end],
-                w[k + 1, begin:end],
-                w[k + 2, begin:end],
-                w[k + 3, begin:end],
-            )
-            w4, w5, w6, w7 = (
-                w[k + 4, begin:end],
-                w[k + 5, begin:end],
-                w[k + 6, begin:end],
-                w[k + 7, begin:end],
-            )
-            for r in range(rows):
-                sums = out[r, begin:end]
-                a, b, c, d = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
-                e, f, g, h = x[r, k + 4], x[r, k + 5], x[r, k + 6], x[r, k + 7]
-                for n in range(end - begin):
-                    sums[n] += (a * w0[n] + b * w1[n] + c * w2[n] + d * w3[n]) + (
-                        e * w4[n] + f * w5[n] + g * w6[n] + h * w7[n]
-                    )
-        for k in range(whole, inputs):
-            for r in range(rows):
-                sums, a, w0 = out[r, begin:end], x[r, k], w[k, begin:end]
-                for n in range(end - begin):
-                    sums[n] += a * w0[n]
+def _row(w: Any, place: Any, stride: Any, count: Any, kind: Any) -> Any:
+    return carray(pointer(w + place * stride), count, kind)
 
 
 @njit(nogil=True, cache=True)
-def _add_dots(x: Any, w: Any, out: Any, first: int, last: int) -> None:
-    """out[:, first:last] += x @ w[first:last].T; w [outputs, inputs] row by row."""
+def _add_inputs(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, last: Any) -> None:
+    """out[:, first:last] += x @ w; w [inputs, last - first], its rows `stride` bytes apart."""
     rows, inputs = x.shape
-    whole = first + (last - first) // 8 * 8
-    for n in range(first, whole, 8):
-        w0, w1, w2, w3, w4, w5, w6, w7 = (
-            w[n],
-            w[n + 1],
-            w[n + 2],
-            w[n + 3],
-            w[n + 4],
-            w[n + 5],
-            w[n + 6],
-            w[n + 7],
+    wide, whole = last - first, inputs - inputs % 8
+    for k in range(0, whole, 8):
+        w0, w1, w2, w3 = (
+            _row(w, k, stride, wide, kind),
+            _row(w, k + 1, stride, wide, kind),
+            _row(w, k + 2, stride, wide, kind),
+            _row(w, k + 3, stride, wide, kind),
+        )
+        w4, w5, w6, w7 = (
+            _row(w, k + 4, stride, wide, kind),
+            _row(w, k + 5, stride, wide, kind),
+            _row(w, k + 6, stride, wide, kind),
+            _row(w, k + 7, stride, wide, kind),
+        )
+        for r in range(rows):
+            sums = out[r, first:last]
+            a, b, c, d = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
+            e, f, g, h = x[r, k + 4], x[r, k + 5], x[r, k + 6], x[r, k + 7]
+            for n in range(wide):
+                sums[n] += (a * w0[n] + b * w1[n] + c * w2[n] + d * w3[n]) + (
+                    e * w4[n] + f * w5[n] + g * w6[n] + h * w7[n]
+                )
+    for k in range(whole, inputs):
+        w0 = _row(w, k, stride, wide, kind)
+        for r in range(rows):
+            sums, a = out[r, first:last], x[r, k]
+            for n in range(wide):
+                sums[n] += a * w0[n]
+
+
+@njit(nogil=True, cache=True)
+def _add_dots(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, last: Any) -> None:
+    """out[:, first:last] += x @ w.T; w [last - first, inputs], its rows `stride` bytes apart."""
+    rows, inputs = x.shape
+    wide = last - first
+    whole = wide // 8 * 8
+    for n in range(0, whole, 8):
+        w0, w1, w2, w3 = (
+            _row(w, n, stride, inputs, kind),
+            _row(w, n + 1, stride, inputs, kind),
+            _row(w, n + 2, stride, inputs, kind),
+            _row(w, n + 3, stride, inputs, kind),
+        )
+        w4, w5, w6, w7 = (
+            _row(w, n + 4, stride, inputs, kind),
+            _row(w, n + 5, stride, inputs, kind),
+            _row(w, n + 6, stride, inputs, kind),
+            _row(w, n + 7, stride, inputs, kind),
         )
         for r in range(rows):
             values = x[r]
@@ -84,7 +92,7 @@ def _add_dots(x: Any, w: Any, out: Any, first: int, last: int) -> None:
                 f += v * w5[k]
                 g += v * w6[k]
                 h += v * w7[k]
-            sums = out[r, n : n + 8]
+            sums = out[r, first + n : first + n + 8]
             sums[0] += a
             sums[1] += b
             sums[2] += c
@@ -93,30 +101,63 @@ def _add_dots(x: Any, w: Any, out: Any, first: int, last: int) -> None:
             sums[5] += f
             sums[6] += g
             sums[7] += h
-    for n in range(whole, last):
+    for n in range(whole, wide):
+        w0 = _row(w, n, stride, inputs, kind)
         for r in range(rows):
             a = np.int64(0)
             for k in range(inputs):
-                a += x[r, k] * w[n, k]
-            out[r, n] += a
+                a += x[r, k] * w0[k]
+            out[r, first + n] += a
 
 
 @njit(nogil=True, cache=True)
-def _add_batch(x: Any, w: Any, out: Any, block: int) -> None:
-    """out[b] += x[b] @ w[b]; w [batch, inputs, outputs]."""
-    for b in range(x.shape[0]):
-        _add_inputs(x[b], w[b], out[b], 0, w.shape[2], block)
+def _add_one(
+    x: Any, w: Any, size: Any, strides: Any, kind: Any, out: Any, first: Any, last: Any
+) -> None:
+    """out[:, first:last] += x @ w; w's elements of `size` bytes are neighbours one way."""
+    if strides[1] == size:
+        block = _BLOCK if len(x) == 1 else _BLOCK_OF_ROWS
+        for begin in range(first, last, block):
+            at = w + (begin - first) * size
+            _add_inputs(x, at, strides[0], kind, out, begin, min(last, begin + block))
+    else:
+        _add_dots(x, w, strides[1], kind, out, first, last)
 
 
 @njit(nogil=True, cache=True)
-def _add_batch_dots(x: Any, w: Any, out: Any) -> None:
-    """out[b] += x[b] @ w[b].T; w [batch, outputs, inputs]."""
-    for b in range(x.shape[0]):
-        _add_dots(x[b], w[b], out[b], 0, w.shape[1])
+def _add_batch(
+    x: Any, w: Any, size: Any, strides: Any, out: Any, shape: Any, first: Any, last: Any
+) -> None:
+    """out[b, :, first:last] += x[b] @ w[b, :, first:last]; addresses, byte strides of w."""
+    batch, rows, inputs, outputs = shape
+    for b in range(batch):
+        left = carray(pointer(x + 8 * b * rows * inputs), (rows, inputs), np.int64)
+        sums = carray(pointer(out + 8 * b * rows * outputs), (rows, outputs), np.int64)
+        at = w + b * strides[0] + first * strides[2]
+        if size == 8:
+            _add_one(left, at, size, strides[1:], np.int64, sums, first, last)
+        elif size == 4:
+            _add_one(left, at, size, strides[1:], np.int32, sums, first, last)
+        else:
+            _add_one(left, at, size, strides[1:], np.int16, sums, first, last)
 
 
-def _block(rows: int) -> int:
-    return _BLOCK if rows == 1 else _BLOCK_OF_ROWS
+def multiply(x: torch.Tensor, w: torch.Tensor, threads: int = 1) -> torch.Tensor:
+    """As `matvec` and `bmm` for operands that fit, x [(batch,) rows, inputs]."""
+    *batch, rows, inputs = x.shape
+    outputs = w.shape[-1]
+    out = torch.zeros((*batch, rows, outputs), dtype=torch.int64)
+    if not out.numel():
+        return out
+    w, strides = strided(w)
+    left, size = x.contiguous(), w.element_size()
+    shape = (batch[0] if batch else 1, rows, inputs, outputs)
+
+    def part(first: int, last: int) -> None:
+        _add_batch(left.data_ptr(), w.data_ptr(), size, strides, out.data_ptr(), shape, first, last)
+
+    in_parts(part, outputs, threads, _STEP)
+    return out
 
 
 def matvec(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
@@ -135,37 +176,17 @@ def matvec(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tenso
         UsageError: on dtypes, shapes or devices that do not fit.
     """
     check_operands(x, w, dims=2)
-    rows = as_rows(x)
-    outputs = w.shape[1]
-    out = torch.zeros((rows.shape[0], outputs), dtype=torch.int64)
-    by_outputs = stored_by_outputs(w)
-    left, total = rows.numpy(), out.numpy()
-    right = w.T.numpy() if by_outputs else w.contiguous().numpy()
-
-    def part(first: int, last: int) -> None:
-        if by_outputs:
-            _add_dots(left, right, total, first, last)
-        else:
-            _add_inputs(left, right, total, first, last, _block(left.shape[0]))
-
-    share = -(-outputs // max(1, threads))
-    share += -share % _STEP
-    parts = [(first, min(outputs, first + share)) for first in range(0, outputs, max(1, share))]
-    if len(parts) > 1:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(part, *zip(*parts, strict=True)))
-    else:
-        part(0, outputs)
-    return out.reshape(*x.shape[:-1], outputs)
+    return multiply(x, w, threads) if x.dim() == 2 else multiply(x.unsqueeze(0), w, threads)[0]
 
 
-def bmm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def bmm(x: torch.Tensor, w: torch.Tensor, *, threads: int = 1) -> torch.Tensor:
     """Batched products mod 2^64 of few rows each, such as one query against the cached keys.
 
     Args:
         x: int64 [batch, rows, inputs].
-        w: int64, int32 or int16 [batch, inputs, outputs]; a transposed view of
-            [batch, outputs, inputs] is read as it is stored.
+        w: int64, int32 or int16 [batch, inputs, outputs]; a part of a longer cache and a
+            transposed view of [batch, outputs, inputs] are read as they are stored.
+        threads: as for `matvec`.
 
     Returns:
         int64 [batch, rows, outputs].
@@ -174,19 +195,4 @@ def bmm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         UsageError: on dtypes, shapes or devices that do not fit.
     """
     check_operands(x, w, dims=3)
-    out = torch.zeros((x.shape[0], x.shape[1], w.shape[2]), dtype=torch.int64)
-    left = x.contiguous().numpy()
-    total = out.numpy()
-    if stored_by_outputs(w):
-        _add_batch_dots(left, w.transpose(1, 2).numpy(), total)
-    elif w.is_contiguous():
-        _add_batch(left, w.numpy(), total, _block(x.shape[1]))
-    elif w.shape[0] and w[0].is_contiguous():  # the first of a longer row of inputs
-        for one, part, sums in zip(left, w, total, strict=True):
-            _add_inputs(one, part.numpy(), sums, 0, w.shape[2], _block(x.shape[1]))
-    elif w.shape[0] and w[0].T.is_contiguous():
-        for one, part, sums in zip(left, w, total, strict=True):
-            _add_dots(one, part.T.numpy(), sums, 0, w.shape[2])
-    else:
-        _add_batch(left, w.contiguous().numpy(), total, _block(x.shape[1]))
-    return out
+    return multiply(x, w, threads)

@@ -34,6 +34,12 @@ def has_int8_dot() -> bool:
 
 
 @functools.cache
+def has_wide_product() -> bool:
+    """Whether one instruction multiplies eight int64 (AVX-512DQ)."""
+    return {"avx512f", "avx512dq"} <= features()
+
+
+@functools.cache
 def has_aes() -> bool:
     """Whether rounds of AES have their own instructions (AES-NI)."""
     return platform.machine() in ("x86_64", "AMD64") and "aes" in features()

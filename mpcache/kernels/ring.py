@@ -11,19 +11,18 @@ from typing import Literal
 import torch
 
 from mpcache.errors import UsageError
-from mpcache.kernels import digits
+from mpcache.kernels import digits, matvec, panels
 from mpcache.kernels.digits import Prepared, prepare
-from mpcache.kernels.matvec import bmm as _bmm_few
-from mpcache.kernels.matvec import matvec
-from mpcache.kernels.processor import has_amx, has_int8_dot
-from mpcache.kernels.shapes import as_rows, check_operands
+from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
+from mpcache.kernels.shapes import check_operands
 
-Engine = Literal["matvec", "torch", "int8", "amx", "triton"]
-ENGINES: tuple[str, ...] = ("matvec", "torch", "int8", "amx", "triton")
+Engine = Literal["matvec", "torch", "panels", "int8", "amx", "triton"]
+ENGINES: tuple[str, ...] = ("matvec", "torch", "panels", "int8", "amx", "triton")
 
 # Rows from which a way is faster than the one before it; cutting the weights into digits is
 # counted, since weights that stay are given as `Prepared`.
 _AMX_ROWS = {torch.int64: 64, torch.int32: 32, torch.int16: 8}
+_PANELS_ROWS = {torch.int64: 10, torch.int32: 10, torch.int16: 10}
 _INT8_ROWS = {torch.int64: 512, torch.int32: 128, torch.int16: 64}
 _TORCH_ROWS = {torch.int64: 16, torch.int32: 128, torch.int16: 128}
 _SMALL = 1 << 15  # multiply-adds below which calls cost more than sums
@@ -37,6 +36,8 @@ def choose(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Engine:
         return "matvec"
     if has_amx() and rows >= _AMX_ROWS[dtype]:
         return "amx"
+    if has_wide_product():
+        return "panels" if rows >= _PANELS_ROWS[dtype] else "matvec"
     if not has_amx() and has_int8_dot() and rows >= _INT8_ROWS[dtype]:
         return "int8"
     return "torch" if rows >= _TORCH_ROWS[dtype] else "matvec"
@@ -51,7 +52,7 @@ def matmul(
         x: int64 [inputs] or [rows, inputs].
         w: int64, int32 or int16 [inputs, outputs] in either layout, or `prepare` of it.
         engine: a way to force; by default `choose` says.
-        threads: for ``matvec`` only.
+        threads: for ``matvec`` and ``panels`` only.
 
     Returns:
         int64 [outputs] or [rows, outputs].
@@ -64,30 +65,34 @@ def matmul(
             raise UsageError(f"The weights are prepared for {w.engine}, not for {engine}.")
         return digits.multiply(x, w)
     check_operands(x, w, dims=2)
-    engine = engine or choose(as_rows(x).shape[0], w.shape[0], w.shape[1], w.dtype)
+    if x.dim() == 1:
+        return matmul(x.unsqueeze(0), w, engine=engine, threads=threads)[0]
+    engine = engine or choose(x.shape[0], w.shape[0], w.shape[1], w.dtype)
     if engine == "matvec":
-        return matvec(x, w, threads=threads)
+        return matvec.multiply(x, w, threads)
+    if engine == "panels":
+        return panels.multiply(x, w, threads)
     if engine == "torch":
-        return (as_rows(x) @ w.to(torch.int64)).reshape(*x.shape[:-1], w.shape[1])
+        return x @ w.to(torch.int64)
     if engine in ("amx", "int8"):
         return digits.multiply(x, prepare(w, engine))
     raise UsageError(f"No CPU engine is called {engine!r}; expected one of {ENGINES[:-1]}.")
 
 
 def bmm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x [batch, rows, inputs] @ w [batch, inputs, outputs] mod 2^64 on the CPU.
+    """x [batch, rows, inputs] @ w [batch, inputs, outputs] mod 2^64 on the CPU, in one call.
 
-    Few rows are one compiled loop over w as it is stored; many are one product for each of the
-    batch, which is then large.
+    A part of a longer cache and transposed views are read as they are stored.
 
     Raises:
         UsageError: on dtypes, shapes or devices that do not fit.
     """
     check_operands(x, w, dims=3)
-    batch, rows, inputs = x.shape
-    if not batch or choose(rows, inputs, w.shape[2], w.dtype) == "matvec":
-        return _bmm_few(x, w)
-    return torch.stack([matmul(x[b], w[b]) for b in range(batch)])
+    if choose(x.shape[1], x.shape[2], w.shape[2], w.dtype) == "matvec":
+        return matvec.multiply(x, w)
+    if has_wide_product():
+        return panels.multiply(x, w)
+    return torch.matmul(x, w.to(torch.int64))
 
 
 def ring_product(
@@ -100,7 +105,7 @@ def ring_product(
         w: int64, int32 or int16 [inputs, outputs] or [..., inputs, outputs] with the leading
             dimensions of x; or `Prepared` weights.
         engine: a way to force; by default the shape and the device decide.
-        threads: for ``matvec`` only.
+        threads: for ``matvec`` and ``panels`` only.
 
     Returns:
         int64 [outputs] or [..., rows, outputs].
@@ -118,6 +123,8 @@ def ring_product(
 
         return triton_product(x, w)
     if w.dim() == 2:
+        if x.dim() <= 2:
+            return matmul(x, w, engine=engine, threads=threads)
         flat = matmul(x.reshape(-1, x.shape[-1]), w, engine=engine, threads=threads)
         return flat.reshape(*x.shape[:-1], w.shape[1])
     if w.dim() < 2 or x.dim() != w.dim() or x.shape[:-2] != w.shape[:-2]:

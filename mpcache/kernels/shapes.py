@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -28,7 +31,7 @@ def check_operands(x: torch.Tensor, w: torch.Tensor, dims: int) -> None:
         if dims == 3:
             expected = "[batch, rows, inputs] @ [batch, inputs, outputs]"
         raise UsageError(f"Shapes {list(x.shape)} @ {list(w.shape)}; expected {expected}.")
-    if x.device.type != "cpu" or w.device.type != "cpu":
+    if not (x.is_cpu and w.is_cpu):
         raise UsageError(
             f"Operands on {x.device} and {w.device}; this product runs on the CPU. "
             "Move both there, or both to one GPU and call ring_product."
@@ -54,3 +57,29 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 def stored_by_outputs(w: torch.Tensor) -> bool:
     """Whether w [..., inputs, outputs] is a view of contiguous [..., outputs, inputs]."""
     return not w.is_contiguous() and w.transpose(-1, -2).is_contiguous()
+
+
+def strided(w: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """w [(batch,) inputs, outputs] and its byte strides, one of the last two its itemsize.
+
+    It is copied where neither its inputs nor its outputs lie next to each other; along a dimension
+    of one, everything does.
+    """
+    size, (inputs, outputs) = w.element_size(), w.shape[-2:]
+    if 1 not in (*w.stride()[-2:], inputs, outputs):
+        w = w.contiguous()
+    *batch, by_inputs, by_outputs = w.stride()
+    by_inputs = size * by_inputs if inputs > 1 else size
+    by_outputs = size * by_outputs if outputs > 1 else size
+    return w, (size * batch[0] if batch else 0, by_inputs, by_outputs)
+
+
+def in_parts(part: Callable[[int, int], None], outputs: int, threads: int, step: int) -> None:
+    """Call part(first, last) for `threads` ranges of outputs at once, each of whole `step`s."""
+    if threads <= 1:
+        part(0, outputs)
+        return
+    share = -(-outputs // (threads * step)) * step
+    begins = range(0, outputs, share)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, begins, (min(outputs, begin + share) for begin in begins)))

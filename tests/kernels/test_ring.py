@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcache.errors import UsageError
-from mpcache.kernels import digits, matvec, ring
+from mpcache.kernels import digits, matvec, panels, ring
 from mpcache.kernels.processor import has_amx
 from tests.kernels.operands import (
     WEIGHTS,
@@ -20,7 +20,7 @@ from tests.kernels.operands import (
     seeds,
 )
 
-ENGINES = ["matvec", "torch", "int8"] + (["amx"] if has_amx() else [])
+ENGINES = ["matvec", "torch", "int8", "panels"] + (["amx"] if has_amx() else [])
 PREPARED = [engine for engine in ENGINES if engine in ("int8", "amx")]
 needs_amx = pytest.mark.skipif(not has_amx(), reason="no AMX tiles here")
 
@@ -149,13 +149,61 @@ def test_leading_dimensions_and_strided_left_operands() -> None:
         assert torch.equal(product, turned @ w.to(torch.int64))
 
 
-def test_choice_depends_on_the_processor_only_in_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx, dot in ((False, False), (False, True), (True, True)):
-        monkeypatch.setattr(ring, "has_amx", lambda amx=amx: amx)
-        monkeypatch.setattr(ring, "has_int8_dot", lambda dot=dot: dot)
-        assert ring.choose(1, 2048, 2048, torch.int64) == "matvec"
-        many = ring.choose(512, 2048, 2048, torch.int16)
-        assert many == ("amx" if amx else "int8" if dot else "torch")
+@pytest.mark.parametrize(
+    ("amx", "wide", "dot", "few", "many"),
+    [
+        (False, False, False, "torch", "torch"),
+        (False, False, True, "torch", "int8"),
+        (False, True, True, "panels", "panels"),
+        (True, True, True, "panels", "amx"),
+    ],
+)
+def test_choice_depends_on_the_processor_only_in_speed(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, wide: bool, dot: bool, few: str, many: str
+) -> None:
+    monkeypatch.setattr(ring, "has_amx", lambda: amx)
+    monkeypatch.setattr(ring, "has_wide_product", lambda: wide)
+    monkeypatch.setattr(ring, "has_int8_dot", lambda: dot)
+    assert ring.choose(1, 2048, 2048, torch.int64) == "matvec"
+    assert ring.choose(20, 2048, 2048, torch.int64) == few
+    assert ring.choose(512, 2048, 2048, torch.int16) == many
+    x, w = operand((2, 20, 64), torch.int64, 1), operand((2, 64, 63), torch.int16, 2)
+    assert torch.equal(ring.bmm(x, w), x @ w.to(torch.int64))
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(0, 3),
+    rows=st.sampled_from([0, 1, 13, 14, 15, 29, 255]),
+    inputs=st.sampled_from([0, 1, 7, 63, 520]),
+    outputs=st.sampled_from([0, 1, 15, 17, 63, 500]),
+    dtype=dtypes,
+    seed=seeds,
+    layout=st.sampled_from(["inputs", "outputs", "longer", "longer outputs", "neither"]),
+    threads=st.integers(1, 3),
+)
+def test_batches_of_any_layout(
+    batch: int,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    seed: int,
+    layout: str,
+    threads: int,
+) -> None:
+    x = operand((batch, inputs, rows), torch.int64, seed).transpose(1, 2)
+    room = operand((batch, 2 * inputs + 3, 2 * outputs + 5), dtype, seed + 1)
+    if layout == "neither":
+        w = room[:, : 2 * inputs : 2, : 2 * outputs : 2]
+    else:
+        w = room[:, 2 : 2 + inputs, 1 : 1 + outputs]
+        w = w.contiguous() if "longer" not in layout else w
+        w = by_outputs(room)[:, 2 : 2 + inputs, 1 : 1 + outputs] if "outputs" in layout else w
+    expected = x @ w.to(torch.int64)
+    assert torch.equal(panels.multiply(x, w, threads), expected)
+    if rows < 20:
+        assert torch.equal(matvec.bmm(x, w, threads=threads), expected)
 
 
 @pytest.mark.parametrize(

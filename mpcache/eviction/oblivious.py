@@ -11,7 +11,7 @@ from mpcache.protocols.arithmetic import matmul
 from mpcache.protocols.comparison import negative, pick
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.selection import top_k
+from mpcache.protocols.selection import compact, places
 from mpcache.protocols.softmax import Weighted, attend, scores_of
 
 SUMMED = 4095  # probabilities that an accumulation adds up at most: the ring has room for no more
@@ -19,13 +19,16 @@ SUMMED = 4095  # probabilities that an accumulation adds up at most: the ring ha
 
 @dataclass(frozen=True)
 class Top:
-    """The tokens that stay: all before `first`, those that `rows` choose, all from `last` on.
+    """The tokens that stay: all before `first`, those that have a place, all from `last` on.
 
-    `rows` are one-hot [k, last - first], or [heads, k, last - first] where each head has its own;
-    None where none stays in between.
+    Args:
+        placed: from `places` [last - first], or [heads, last - first] where each head keeps its
+            own; None where none stays in between.
+        count: how many stay in between.
     """
 
-    rows: Value | None
+    placed: Value | None
+    count: int
     first: int
     last: int
 
@@ -36,14 +39,8 @@ class Top:
             kept: mask the chosen rows for many products (`Machine.keep`), as the others may be.
         """
         parts = [x[:, : self.first], x[:, self.last :]]
-        if self.rows is not None:
-            middle, heads, width = x[:, self.first : self.last], x.shape[0], x.shape[2]
-            if self.rows.ndim == 2:  # one product for all heads opens the rows once
-                middle = middle.permute(1, 0, 2).reshape(middle.shape[1], heads * width)
-                chosen = matmul(machine, self.rows, middle)
-                chosen = chosen.reshape(chosen.shape[0], heads, width).permute(1, 0, 2)
-            else:
-                chosen = matmul(machine, self.rows, middle)
+        if self.placed is not None:
+            chosen = compact(machine, self.placed, x[:, self.first : self.last], self.count)
             parts.insert(1, machine.keep(chosen) if kept else chosen)
         return machine.cat(parts, 1)
 
@@ -60,16 +57,17 @@ def top(
     """The `count` most important tokens, among them the first `sink` and the last `recent`.
 
     Args:
-        importance: [tokens], or [heads, tokens] where each head keeps its own.
-        bits: `magnitude` and `keep` of an importance: see `Suite.negative`.
+        importance: [tokens], or [heads, tokens] where each head keeps its own; not negative.
+        bits: `magnitude` and `keep` of an importance: see `search.Range`.
     """
     tokens = importance.shape[-1]
     if count >= tokens:
-        return Top(None, tokens, tokens)
+        return Top(None, 0, tokens, tokens)
     free, last = count - sink - recent, tokens - recent
     if free <= 0:
-        return Top(None, sink, last)
-    return Top(top_k(machine, importance[..., sink:last], free, **bits), sink, last)
+        return Top(None, 0, sink, last)
+    middle = importance[..., sink:last]
+    return Top(places(machine, middle, free, signed=False, **bits), free, sink, last)
 
 
 def prefilled(machine: Machine, queries: Value, keys: Value, values: Value) -> Weighted:

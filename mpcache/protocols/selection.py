@@ -1,6 +1,9 @@
-"""Oblivious selection: ranks, top-k as one-hot rows, and the index of the maximum."""
+"""Oblivious selection: ranks, the k greatest and their rows, and the index of the maximum."""
 
 from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
 
 import torch
 
@@ -9,7 +12,11 @@ from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.digits import pairs_of
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.price import price, shaped
+from mpcache.protocols.search import Range, counting, digits_worth_trying, searched
+from mpcache.protocols.secret import Kept, Secret
+from mpcache.protocols.setting import Setting
+from mpcache.protocols.shuffle import compacted
 
 
 class Rank(Operation):
@@ -45,34 +52,216 @@ class Rank(Operation):
         return machine.shift(ranks, torch.arange(size, dtype=torch.float64))
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Places by ranks: all pairs compared on all bits of the ring, so that nothing wraps.
+
+    Which ranks are below k is read off one-hot rows, one round, or compared: fewer bytes.
+    """
+
+    looked_up: bool
+
+    def __call__(self, machine: SecureMachine, x: Secret, k: int, told: Range) -> Secret:
+        suite, size = machine.suite, x.shape[-1]
+        assert isinstance(suite, DealerSuite)
+        bits, magnitude = counting(size), told.ring(x.frac) - 1 - min(told.keep, x.frac)
+        ranks = rank(machine, x, magnitude=magnitude, keep=told.keep, width=bits)
+        if self.looked_up:
+            cells = suite.one_hot(ranks, 0, max(1, (size - 1).bit_length()), bits)
+            return cells[:k].sum(0).cumsum(-1)
+        short = machine.shift(ranks, float(-k))
+        return suite.negative(short, size.bit_length(), 0, bits).cumsum(-1)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Places by a search with digits of `most` bits at most: see `protocols.search`."""
+
+    most: int
+
+    def __call__(self, machine: SecureMachine, x: Secret, k: int, told: Range) -> Secret:
+        assert isinstance(machine.suite, DealerSuite)
+        return searched(machine.suite, x, k, told, self.most)
+
+
+PlaceWay = Pairs | Digits
+
+
+def place_ways(told: Range, frac: int) -> list[PlaceWay]:
+    """All ways to places of values with `frac` fractional bits; digits need some room above."""
+    bits = told.bits(frac)
+    tried = digits_worth_trying(bits) if bits <= told.ring(frac) - 3 else []
+    return [Pairs(True), Pairs(False), *(Digits(most) for most in tried)]
+
+
+@functools.cache
+def place_way(setting: Setting, shape: tuple[int, ...], frac: int, k: int, told: Range) -> PlaceWay:
+    """The cheapest way, by its price."""
+
+    def worth(way: PlaceWay) -> int:
+        return price(setting, lambda machine: way(machine, shaped(shape, frac), k, told))
+
+    return min(place_ways(told, frac), key=worth)
+
+
+class Places(Operation):
+    """How many of the k greatest of the last dimension [n] stand up to each one: [..., n].
+
+    Where the count rises an element is one of them, and that is its place, from 1 on. Of equal
+    elements the earlier are among the k. Public: k and n.
+
+    On shares an element that `magnitude` and `keep` do not reach (`search.Range`) counts as one
+    at that end of the range; which of several there are among the k is not told. Exact but for
+    that, and for elements that `keep` does not tell apart; with a dealer for |x| < 2^61 ring
+    units, modulo 2^counting(n), in the cheapest of the ways above and below.
+    """
+
+    name = "places"
+
+    def plain(self, machine: PlainMachine, x: Value, k: int, **told: int) -> Value:
+        return (rank(machine, x) < k).to(x.dtype).cumsum(-1)
+
+    def run(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
+        told.pop("signed", None)
+        ranks = rank(machine, x, **told)
+        width = x.shape[-1].bit_length() + 1
+        return machine.shift(-at_least(machine, ranks, float(k), magnitude=width), 1.0).cumsum(-1)
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
+        size, reach = x.shape[-1], Range(**told)  # type: ignore[arg-type]
+        if k <= 0 or k >= size:
+            known = torch.arange(1, size + 1) if k > 0 else torch.zeros(size)
+            return machine.shift(Secret(x.share * 0, 0), known.to(torch.float64))
+        return place_way(machine.setting, tuple(x.shape), x.frac, k, reach)(machine, x, k, reach)
+
+
 class TopK(Operation):
     """The k greatest of the last dimension [n], as one-hot rows [..., k, n] in order of position.
 
-    1. Keep bit b_i = [rank_i < k].
-    2. Place p_i = b_0 + ... + b_i: linear.
-    3. Row j is [p_i > j] - [p_(i-1) > j]: 1 exactly where the j-th kept element stands.
+    Row j is [p_i > j] - [p_(i-1) > j] for the places p: 1 exactly where the j-th of them stands.
+    With a dealer the terms are sums of one-hot rows of the places, one round.
 
     Rows are integers without fractional bits, so a product with them is exact. Public: k and n.
     """
 
     name = "top-k"
 
-    def plain(self, machine: PlainMachine, x: Value, k: int, **bits: int) -> Value:
-        kept = rank(machine, x) < k
-        rows = kept.cumsum(-1)
+    def plain(self, machine: PlainMachine, x: Value, k: int, **told: int) -> Value:
+        placed = places(machine, x, k)
         wanted = torch.arange(1, k + 1, device=x.device).unsqueeze(-1)
-        return ((rows.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(x.dtype)
+        kept = placed.diff(dim=-1, prepend=placed[..., :1] * 0) > 0
+        return ((placed.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(x.dtype)
 
-    def run(self, machine: SecureMachine, x: Secret, k: int, **bits: int) -> Secret:
-        size = x.shape[-1]
-        width = size.bit_length() + 1
-        ranks = rank(machine, x, **bits)
-        kept = machine.shift(-at_least(machine, ranks, float(k), magnitude=width), 1.0)
-        places = kept.cumsum(-1)
-        wanted = torch.arange(1, k + 1, dtype=torch.float64, device=x.share.device).unsqueeze(-1)
-        reached = at_least(machine, places.unsqueeze(-2), wanted.expand(k, size), magnitude=width)
-        before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)
-        return reached - before
+    def run(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
+        return _standing(machine, places.run(machine, x, k, **told), k)
+
+    def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
+        return _standing_dealer(machine, places(machine, x, k, **told), k)
+
+
+def _standing(machine: SecureMachine, placed: Secret, k: int) -> Secret:
+    """One-hot rows [..., k, n] of who has a place, from comparisons."""
+    size = placed.shape[-1]
+    wanted = torch.arange(1, k + 1, dtype=torch.float64, device=placed.share.device).unsqueeze(-1)
+    reached = at_least(
+        machine, placed.unsqueeze(-2), wanted.expand(k, size), magnitude=size.bit_length() + 1
+    )
+    return _fresh(machine, reached)
+
+
+def _standing_dealer(machine: SecureMachine, placed: Secret, k: int) -> Secret:
+    """One-hot rows [..., k, n] of who has a place, from tables."""
+    suite = machine.suite
+    assert isinstance(suite, DealerSuite)
+    cells = suite.one_hot(placed, 0, max(1, k.bit_length()))
+    cells = cells.permute(*range(1, cells.ndim - 1), 0, cells.ndim - 1)[..., 1:, :]
+    above = cells.cumsum(-2)
+    reached = (above[..., -1:, :].expand(*above.shape) - above + cells)[..., :k, :]
+    return _fresh(machine, reached)
+
+
+def _fresh(machine: SecureMachine, reached: Secret) -> Secret:
+    """Where each row [..., k, n] is reached for the first time."""
+    before = machine.cat([reached[..., :1].times(0), reached[..., :-1]], -1)
+    return reached - before
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that stay by a product with one-hot rows."""
+
+    def __call__(self, machine: SecureMachine, placed: Secret, x: Secret, k: int) -> Secret:
+        return _picked(machine, _standing_dealer(machine, placed, k), x)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Rows that stay by a secret shuffle: see `protocols.shuffle`."""
+
+    def __call__(self, machine: SecureMachine, placed: Secret, x: Secret, k: int) -> Secret:
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        rises = _fresh(machine, placed)
+        place = suite.multiply(rises, placed)
+        return compacted(suite, place, x, k, counting(placed.shape[-1]))
+
+
+RowWay = Rows | Shuffled
+ROW_WAYS: tuple[RowWay, ...] = (Rows(), Shuffled())
+
+
+@functools.cache
+def row_way(
+    setting: Setting, shape: tuple[int, ...], lead: int, frac: int, k: int, kept: bool
+) -> RowWay:
+    """The cheapest way for rows of this shape, `lead` dimensions with a choice of their own."""
+
+    def worth(way: RowWay) -> int:
+        placed, x = shaped((*shape[:lead], shape[-2]), 0), shaped(shape, frac, kept)
+        return price(setting, lambda machine: way(machine, placed, x, k))
+
+    return min(ROW_WAYS, key=worth)
+
+
+def _picked(machine: SecureMachine, rows: Secret, x: Secret) -> Secret:
+    """The product of one-hot rows [.., k, n] and x [.., n, columns].
+
+    Where x has a dimension more, all its heads go into one product, which opens the rows once.
+    """
+    if rows.ndim == x.ndim:
+        return machine.suite.matmul(rows, x)
+    *lead, heads, size, columns = x.shape
+    count = len(lead)
+    flat = x.transpose(count, count + 1).reshape(*lead, size, heads * columns)
+    chosen = machine.suite.matmul(rows, flat).reshape(*lead, rows.shape[-2], heads, columns)
+    return chosen.transpose(count, count + 1)
+
+
+class Compact(Operation):
+    """Rows [.., k, columns] of x [.., n, columns] where k places rise, in order. Exact.
+
+    With a dealer by one-hot rows or a shuffle, whichever is cheaper. Public: k and n.
+
+    Args:
+        placed: from `places`, [.., n]; x may have one dimension more, before n, of rows that go
+            together.
+    """
+
+    name = "compact"
+
+    def plain(self, machine: PlainMachine, placed: Value, x: Value, k: int) -> Value:
+        kept = placed.diff(dim=-1, prepend=placed[..., :1] * 0) > 0
+        order = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :k]
+        order = order.unsqueeze(-2) if placed.ndim + 1 < x.ndim else order
+        return x.gather(-2, order.unsqueeze(-1).expand(*x.shape[:-2], k, x.shape[-1]))
+
+    def run(self, machine: SecureMachine, placed: Secret, x: Secret, k: int) -> Secret:
+        return _picked(machine, _standing(machine, placed, k), x)
+
+    def run_dealer(self, machine: SecureMachine, placed: Secret, x: Secret, k: int) -> Secret:
+        kept, lead = isinstance(x, Kept), placed.ndim - 1
+        way = row_way(machine.setting, tuple(x.shape), lead, x.frac, k, kept)
+        return way(machine, placed, x, k)
 
 
 class Best(Operation):
@@ -161,7 +350,9 @@ class Argmax(Operation):
 
 
 rank = Rank()
+places = Places()
 top_k = TopK()
+compact = Compact()
 best = Best()
 gathered = Gathered()
 argmax = Argmax()

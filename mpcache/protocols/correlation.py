@@ -181,9 +181,7 @@ class Correlation(ABC):
                 value = value ^ own if place.piece.exclusive else value - own
             packed = place.words.pack(value).contiguous()
             buffer[place.at : place.end] = packed.view(-1).view(torch.uint8)
-        return buffer, {
-            name: whole[name] if name in whole else wanted[name] for name in self.told
-        }
+        return buffer, {name: whole[name] if name in whole else wanted[name] for name in self.told}
 
     @abstractmethod
     def complete(self, whole: Pieces) -> Pieces:
@@ -282,7 +280,10 @@ class Monomials(Correlation):
 
 @functools.lru_cache(maxsize=1 << 12)
 def _monomials(
-    shapes: tuple[Shape, ...], monomials: tuple[tuple[int, ...], ...], kept: tuple[int, ...], width: int
+    shapes: tuple[Shape, ...],
+    monomials: tuple[tuple[int, ...], ...],
+    kept: tuple[int, ...],
+    width: int,
 ) -> tuple[list[tuple[int, ...]], Form]:
     parts = {
         part

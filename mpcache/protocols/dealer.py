@@ -193,7 +193,9 @@ class DealerSuite(Tables, Suite):
         if self.rank == 0:
             return Secret(x.share + public, x.frac, x.width)
         shape = broadcast(x.shape, public.shape)
-        return Secret(x.share if shape == tuple(x.shape) else x.share.expand(shape), x.frac, x.width)
+        return Secret(
+            x.share if shape == tuple(x.shape) else x.share.expand(shape), x.frac, x.width
+        )
 
     # --- products ------------------------------------------------------------------------------
 
@@ -316,9 +318,7 @@ class DealerSuite(Tables, Suite):
         z += product(a, e)
         return Secret(z, frac, width)
 
-    def _owned(
-        self, x: Secret, weight: OwnedWeight, shape: tuple[int, ...], width: int
-    ) -> Play:
+    def _owned(self, x: Secret, weight: OwnedWeight, shape: tuple[int, ...], width: int) -> Play:
         """One message of activation size, from party 1 to party 0.
 
         1. Party 1 sends x1 - a.

@@ -168,7 +168,9 @@ class Tables:
             arrays = plan.arrays.levels[level]
             masks = [pieces[name] for name in arrays.masks]
             hidden_bits = joined(bits, arrays.inputs, arrays.counts, masks)
-            opened = yield from self.revealing("node", hidden_bits.reshape(len(nodes), *shape), inputs)
+            opened = yield from self.revealing(
+                "node", hidden_bits.reshape(len(nodes), *shape), inputs
+            )
             words_of = [pieces[name] for name in arrays.tables]
             shown = torch.stack(opened).reshape(len(nodes), y.numel())
             outputs(shown, arrays.nodes, arrays.sizes, words_of, bits[known:])

@@ -108,7 +108,9 @@ class Plan:
         """Bytes, dealt ones and rounds counted as told above, with `entry` bytes in an entry."""
         dealt, sent = self.sizes
         dealt += entry * 2 ** len(self.last)
-        return elements * (sent + DEALT_WEIGHT[profile] * dealt) + self.rounds * ROUND_BYTES[profile]
+        return (
+            elements * (sent + DEALT_WEIGHT[profile] * dealt) + self.rounds * ROUND_BYTES[profile]
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def _word_bytes(bits: int) -> int:
 
 
 def _level(level: int, nodes: Sequence[Node]) -> LevelArrays:
-    outputs = [(place, output) for place, node in enumerate(nodes) for output in range(len(node.outputs))]
+    outputs = [
+        (place, output) for place, node in enumerate(nodes) for output in range(len(node.outputs))
+    ]
     return LevelArrays(
         tuple(f"mask{level}.{place}" for place in range(len(nodes))),
         tuple(f"node{level}.{place}.{output}" for place, output in outputs),
@@ -360,9 +364,7 @@ def window(low: int, high: int, elements: int, entry: float, profile: str) -> Pl
     return _cheapest(_windows(low, high), elements, entry, profile)
 
 
-def _window(
-    widths: Sequence[int], groups: Sequence[int], low: int, tops: Sequence[int]
-) -> Plan:
+def _window(widths: Sequence[int], groups: Sequence[int], low: int, tops: Sequence[int]) -> Plan:
     drawing = _Drawing((*widths, *tops), low)
     borrowed = _borrow(drawing, range(len(widths)), groups)
     first, top = len(widths), len(widths) + len(tops) - 1
@@ -370,7 +372,9 @@ def _window(
     near = []
     for turned in (False, True):
         same = [drawing.ask(digit, "equal", turned) for digit in upper]
-        near.append(same[0] if len(same) == 1 else drawing.join(0, same, _truth(len(same), _every))[0])
+        near.append(
+            same[0] if len(same) == 1 else drawing.join(0, same, _truth(len(same), _every))[0]
+        )
     # whether y - r is negative, were there no borrow from the low bits
     halves = [drawing.ask(top, "half0"), drawing.ask(top, "half1")]
     if len(tops) == 1:
@@ -395,9 +399,7 @@ def _window(
         return not sign and not (less and near0)
 
     size = len(inputs)
-    last = drawing.join(
-        len(drawing.nodes), inputs, _truth(size, inside), _truth(size, upper_bit)
-    )
+    last = drawing.join(len(drawing.nodes), inputs, _truth(size, inside), _truth(size, upper_bit))
     return drawing.plan(last)
 
 
@@ -418,9 +420,7 @@ class Digits(Correlation):
         for level, nodes in enumerate(plan.levels):
             for place, node in enumerate(nodes):
                 at, inputs = f"{level}.{place}", len(node.inputs)
-                pieces.append(
-                    Piece(f"mask{at}", shape, inputs, exclusive=True, narrow=True)
-                )
+                pieces.append(Piece(f"mask{at}", shape, inputs, exclusive=True, narrow=True))
                 for output in range(len(node.outputs)):
                     name = f"node{at}.{output}"
                     pieces.append(Piece(name, shape, 1 << inputs, None, True, True, narrow=True))

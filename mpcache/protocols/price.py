@@ -53,8 +53,10 @@ def price(setting: Setting, text: Text) -> int:
     )
 
 
-def shaped(shape: tuple[int, ...], frac: int, kept: bool = False) -> Secret:
+def shaped(
+    shape: tuple[int, ...], frac: int, kept: bool = False, width: int = 64
+) -> Secret:
     """A secret of this shape without a share, masked once where `kept`: for a price."""
     if not kept:
-        return hollow(shape, frac)
-    return Kept(torch.empty(shape, dtype=torch.int64, device="meta"), None, frac, -1)
+        return hollow(shape, frac).modulo(width)
+    return Kept(torch.empty(shape, dtype=torch.int64, device="meta"), None, frac, -1, width)

@@ -8,14 +8,14 @@ digit, a count, or who is a candidate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcache.kernels.tally import tally
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Piece, Pieces, Shape, logical_shift, storage
+from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, storage
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.secret import Secret, stack
@@ -39,9 +39,9 @@ class Range:
         """Of the numbers that stand for values with `frac` fractional bits, from 0 on."""
         return self.magnitude + min(self.keep, frac) + self.signed
 
-    def ring(self, frac: int) -> int:
-        """Bits of the ring that are left when those below 2^-keep are cut off; 63 at most."""
-        return 64 - max(frac - self.keep, 1)
+    def ring(self, frac: int, width: int = 64) -> int:
+        """Bits that are left of `width` when those below 2^-keep are cut off; 63 at most."""
+        return width - max(frac - self.keep, width == 64)
 
 
 def counting(size: int) -> int:
@@ -70,7 +70,7 @@ class Candidates(Correlation):
         self.digit, self.every = digit, every
         self.digits = 1 << digit
         rows, sums = (*shape, self.digits), (*shape[:-1], self.digits - 1)
-        self.pieces = (
+        pieces = (
             Piece("r", shape, bits=digit + 1),
             Piece("s", shape[:-1], bits=digit + 1),
             Piece("unit", rows, count_bits, corrected=True, narrow=True),
@@ -81,6 +81,7 @@ class Candidates(Correlation):
             Piece("q", sums, count_bits),
             Piece("pq", shape[:-1], count_bits, corrected=True),
         )  # fmt: skip
+        self.form = Form(pieces)
 
     @staticmethod
     def _masked(shape: Shape, rows: Shape, count_bits: int) -> tuple[Piece, Piece]:
@@ -106,10 +107,8 @@ class Joined(Correlation):
     """Masks of two bits that are shared by XOR, and each as shares that add, modulo 2^bits."""
 
     def __init__(self, shape: Shape, bits: int) -> None:
-        self.pieces = (
-            Piece("mask", shape, bits=2, exclusive=True),
-            Piece("added", (2, *shape), bits, corrected=True),
-        )
+        mask = Piece("mask", shape, bits=2, exclusive=True)
+        self.form = Form((mask, Piece("added", (2, *shape), bits, corrected=True)))
 
     def complete(self, whole: Pieces) -> Pieces:
         mask = whole["mask"]
@@ -137,7 +136,7 @@ def searched(suite: DealerSuite, x: Secret, k: int, told: Range, most: int) -> S
     equals, short = equal.cumsum(-1), above.sum(-1, keepdim=True)
     size = x.shape[-1]
     beyond = suite.shift(equals + short.expand(*equals.shape), torch.tensor(-k))
-    return above.cumsum(-1) + equals - suite.positive(beyond, magnitude=size.bit_length())
+    return above.cumsum(-1) + equals - suite.positive(beyond, magnitude=size.bit_length())[0]
 
 
 def _digits(suite: DealerSuite, x: Secret, told: Range, widths: Sequence[int]) -> Secret:
@@ -147,9 +146,9 @@ def _digits(suite: DealerSuite, x: Secret, told: Range, widths: Sequence[int]) -
     on. Each carry is a sign: that of the low bits of both shares, moved up until it is their top
     bit. The signs of u and of u - 2^bits, in the same batch, tell whether u is in the range.
     """
-    bits, ring = told.bits(x.frac), told.ring(x.frac)
-    drop = max(0, x.frac - told.keep)
-    cut = Secret(logical_shift(x.share, drop) if drop else x.share, 0)
+    bits, ring = told.bits(x.frac), told.ring(x.frac, x.width)
+    cut = suite.coarse(x, told.keep)
+    cut = Secret(cut.share, 0, cut.width)
     u = suite.shift(cut, torch.tensor(1 << (bits - 1) if told.signed else 0))
     ends = list(itertools.accumulate(widths))
     low = [(u.share & ((1 << end) - 1)) << (ring - 1 - end) for end in ends]
@@ -188,13 +187,13 @@ class _Search:
         self.hidden: list[torch.Tensor] = []
         self.equal = self.above = self.shown = torch.zeros(0, dtype=torch.int64)
         if suite.hollow:
-            suite.swap("digits", [Spec(self.shape, storage(w + 1)) for w in widths], list)
+            _swap(suite, "digits", [Spec(self.shape, storage(w + 1)) for w in widths], list)
             return
         own = [
             _low(digits.share[place] + pieces["r"], width + 1)
             for place, (width, pieces) in enumerate(zip(widths, self.drawn, strict=True))
         ]
-        theirs = suite.swap("digits", [Spec.of(tensor) for tensor in own], lambda: own)
+        theirs = _swap(suite, "digits", [Spec.of(tensor) for tensor in own], lambda: own)
         for mine, other, width in zip(own, theirs, widths, strict=True):
             self.hidden.append((mine + other).long() & ((2 << width) - 1))
 
@@ -224,7 +223,7 @@ class _Search:
         if not digit.every:
             spec = [Spec(self.shape, torch.uint8)]
             own = [] if suite.hollow else [(self.equal ^ pieces["alpha"]).to(torch.uint8)]
-            got = suite.swap("candidates", spec, lambda: own)
+            got = _swap(suite, "candidates", spec, lambda: own)
         if suite.hollow:
             return hollow((*self.shape[:-1], digit.digits), 0)
         turns = self.hidden[place] & (digit.digits - 1)
@@ -243,14 +242,14 @@ class _Search:
         sums = Spec(tuple(reached.shape), wide)
         if suite.hollow:
             sought_spec = Spec(self.shape[:-1], storage(digit.digit + 1))
-            suite.swap("digit", [sought_spec, sums, sums], list)
+            _swap(suite, "digit", [sought_spec, sums, sums], list)
             return hollow(self.shape[:-1], 0)
         own = [
             _low(reached.share.sum(-1) + pieces["s"], digit.digit + 1),
             (reached.share - pieces["p"]).to(wide),
             (counts.share - pieces["q"]).to(wide),
         ]
-        got = suite.swap("digit", [Spec.of(tensor) for tensor in own], lambda: own)
+        got = _swap(suite, "digit", [Spec.of(tensor) for tensor in own], lambda: own)
         sought, d, e = ((mine + other).long() for mine, other in zip(own, got, strict=True))
         turns = (self.hidden[place] - sought.unsqueeze(-1)) & (2 * digit.digits - 1)
         bits = pieces["table"].gather(-1, turns.unsqueeze(-1)).squeeze(-1).long()
@@ -269,11 +268,11 @@ class _Search:
         suite = self.suite
         pieces = suite.draw(Joined(self.shape, self.bits))
         if suite.hollow:
-            suite.swap("bits", [Spec(self.shape, torch.uint8)], list)
+            _swap(suite, "bits", [Spec(self.shape, torch.uint8)], list)
             return hollow(self.shape, 0), hollow(self.shape, 0)
         own = (self.above | self.equal << 1) ^ pieces["mask"]
         small = own.to(torch.uint8)
-        (theirs,) = suite.swap("bits", [Spec.of(small)], lambda: [small])
+        (theirs,) = _swap(suite, "bits", [Spec.of(small)], lambda: [small])
         shown = (small ^ theirs).long()
         parts = []
         for bit, mask in enumerate(pieces["added"]):
@@ -281,6 +280,13 @@ class _Search:
             share = mask * (1 - 2 * public)
             parts.append(Secret(share + public if suite.rank == 0 else share, 0))
         return parts[0], parts[1]
+
+
+def _swap(
+    suite: DealerSuite, kind: str, specs: Sequence[Spec], messages: Callable[[], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """Both parties send alike."""
+    return suite.trade(kind, (specs, specs), messages)
 
 
 def _low(hidden: torch.Tensor, bits: int) -> torch.Tensor:

@@ -64,7 +64,8 @@ class Pairs:
     def __call__(self, machine: SecureMachine, x: Secret, k: int, told: Range) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        bits, magnitude = counting(size), told.ring(x.frac) - 1 - min(told.keep, x.frac)
+        bits = counting(size)
+        magnitude = told.ring(x.frac, x.width) - 1 - min(told.keep, x.frac)
         ranks = rank(machine, x, magnitude=magnitude, keep=told.keep, width=bits)
         if self.looked_up:
             cells = suite.one_hot(ranks, 0, max(1, (size - 1).bit_length()), bits)
@@ -87,21 +88,23 @@ class Digits:
 PlaceWay = Pairs | Digits
 
 
-def place_ways(told: Range, frac: int) -> list[PlaceWay]:
+def place_ways(told: Range, frac: int, width: int = 64) -> list[PlaceWay]:
     """All ways to places of values with `frac` fractional bits; digits need some room above."""
     bits = told.bits(frac)
-    tried = digits_worth_trying(bits) if bits <= told.ring(frac) - 3 else []
+    tried = digits_worth_trying(bits) if bits <= told.ring(frac, width) - 3 else []
     return [Pairs(True), Pairs(False), *(Digits(most) for most in tried)]
 
 
 @functools.cache
-def place_way(setting: Setting, shape: tuple[int, ...], frac: int, k: int, told: Range) -> PlaceWay:
+def place_way(
+    setting: Setting, shape: tuple[int, ...], frac: int, k: int, told: Range, width: int = 64
+) -> PlaceWay:
     """The cheapest way, by its price."""
 
     def worth(way: PlaceWay) -> int:
-        return price(setting, lambda machine: way(machine, shaped(shape, frac), k, told))
+        return price(setting, lambda machine: way(machine, shaped(shape, frac, width=width), k, told))
 
-    return min(place_ways(told, frac), key=worth)
+    return min(place_ways(told, frac, width), key=worth)
 
 
 class Places(Operation):
@@ -132,7 +135,8 @@ class Places(Operation):
         if k <= 0 or k >= size:
             known = torch.arange(1, size + 1) if k > 0 else torch.zeros(size)
             return machine.shift(Secret(x.share * 0, 0), known.to(torch.float64))
-        return place_way(machine.setting, tuple(x.shape), x.frac, k, reach)(machine, x, k, reach)
+        way = place_way(machine.setting, tuple(x.shape), x.frac, k, reach, x.width)
+        return way(machine, x, k, reach)
 
 
 class TopK(Operation):
@@ -212,12 +216,18 @@ ROW_WAYS: tuple[RowWay, ...] = (Rows(), Shuffled())
 
 @functools.cache
 def row_way(
-    setting: Setting, shape: tuple[int, ...], lead: int, frac: int, k: int, kept: bool
+    setting: Setting,
+    shape: tuple[int, ...],
+    lead: int,
+    frac: int,
+    k: int,
+    kept: bool,
+    width: int = 64,
 ) -> RowWay:
     """The cheapest way for rows of this shape, `lead` dimensions with a choice of their own."""
 
     def worth(way: RowWay) -> int:
-        placed, x = shaped((*shape[:lead], shape[-2]), 0), shaped(shape, frac, kept)
+        placed, x = shaped((*shape[:lead], shape[-2]), 0), shaped(shape, frac, kept, width)
         return price(setting, lambda machine: way(machine, placed, x, k))
 
     return min(ROW_WAYS, key=worth)
@@ -260,7 +270,7 @@ class Compact(Operation):
 
     def run_dealer(self, machine: SecureMachine, placed: Secret, x: Secret, k: int) -> Secret:
         kept, lead = isinstance(x, Kept), placed.ndim - 1
-        way = row_way(machine.setting, tuple(x.shape), lead, x.frac, k, kept)
+        way = row_way(machine.setting, tuple(x.shape), lead, x.frac, k, kept, x.width)
         return way(machine, placed, x, k)
 
 

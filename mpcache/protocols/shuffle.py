@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Piece, Pieces, Shape, storage
+from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, storage
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.secret import Kept, Secret, cat
@@ -43,13 +43,15 @@ class Shuffle(Correlation):
     ) -> None:
         self.masks = masks
         orders = (*shape[:lead], shape[-2])
-        self.pieces = (
-            Piece("first", orders, holder=leader),
-            Piece("second", orders, holder=1 - leader),
-            Piece("hidden", shape, holder=leader),
-            Piece("moved", shape, corrected=True),
-            Piece("hidden places", orders, bits, leader),
-            Piece("moved places", orders, bits, corrected=True),
+        self.form = Form(
+            (
+                Piece("first", orders, holder=leader),
+                Piece("second", orders, holder=1 - leader),
+                Piece("hidden", shape, holder=leader),
+                Piece("moved", shape, corrected=True),
+                Piece("hidden places", orders, bits, leader),
+                Piece("moved places", orders, bits, corrected=True),
+            )
         )
 
     def complete(self, whole: Pieces) -> Pieces:
@@ -126,10 +128,7 @@ def _exchange(
     messages: Callable[[], list[torch.Tensor]],
 ) -> list[torch.Tensor]:
     """What the peer sends, where it does; `sent` has each sender's messages, by rank."""
-    if len(sent) == 2:
-        return suite.trade(kind, (sent[0], sent[1]), messages)
-    ((source, specs),) = sent.items()
-    return suite.pass_on(kind, source, specs, messages)
+    return suite.trade(kind, (sent.get(0, []), sent.get(1, [])), messages)
 
 
 class _Half:
@@ -167,9 +166,9 @@ class _Half:
     def chosen(self, k: int, frac: int) -> Secret:
         """This party's share of the rows that stay, in the order of their places."""
         if self.suite.hollow:
-            return hollow((*self.shape[:-2], k, self.shape[-1]), frac)
+            return hollow((*self.shape[:-2], k, self.shape[-1]), frac).modulo(self.x.width)
         order = self.places.argsort(-1)[..., self.shape[-2] - k :]
         chosen = reordered(self.pieces["moved"], order)
         if self.leader != self.suite.rank:
             chosen += reordered(self.rows, order)
-        return Secret(chosen, frac)
+        return Secret(chosen, frac, self.x.width)

@@ -181,9 +181,7 @@ def _averaging(suite: DealerSuite, e: Secret, values: Secret, spread: Spread | N
     return (yield from suite.truncating(context, cut))
 
 
-def _weights(
-    suite: DealerSuite, x: Secret, visible: torch.Tensor | None, frac: int
-) -> Secret:
+def _weights(suite: DealerSuite, x: Secret, visible: torch.Tensor | None, frac: int) -> Secret:
     """exp(x) where visible, else 0: hidden places cost nothing."""
     short = suite.setting.short
     if visible is None:

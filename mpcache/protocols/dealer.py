@@ -42,6 +42,7 @@ from mpcache.protocols.correlation import (
 from mpcache.protocols.operation import Suite
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
+from mpcache.protocols.tokens import Tokens
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Specs = tuple[Sequence[Spec], Sequence[Spec]]
@@ -127,6 +128,11 @@ class DealerSuite(Suite):
         if value is None:
             raise MpcacheError(f"party {source} has no value to share")
         return Secret(value.contiguous(), frac)
+
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Tokens:
+        """The ids, at the client alone; for `embedding.embedded`."""
+        known = not self.hollow and self.rank == self.setting.client
+        return Tokens(ids if known else None, count, vocab)
 
     def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
         """A weight for products: party 0 sends W - B once, party 1 keeps it."""

@@ -1,10 +1,9 @@
-"""Oblivious selection: ranks, top-k as one-hot rows, and the index of the maximum."""
+"""Oblivious selection: ranks, and top-k as one-hot rows."""
 
 from __future__ import annotations
 
 import torch
 
-from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
@@ -101,32 +100,6 @@ class Best(Operation):
         return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
 
 
-class Argmax(Operation):
-    """Position of the greatest element in the last dimension, as an integer.
-
-    A tournament that carries values and positions: ceil(log2 n) comparisons deep. Exact; of two
-    equal elements either may win.
-    """
-
-    name = "argmax"
-
-    def plain(self, machine: PlainMachine, x: Value) -> Value:
-        return x.argmax(-1)
-
-    def run(self, machine: SecureMachine, x: Secret) -> Secret:
-        size = x.shape[-1]
-        start = machine.shift(Secret(x.share * 0, 0), torch.arange(size, dtype=torch.float64))
-        both = machine.stack([x, Secret(start.share, x.frac)])
-        while both.shape[-1] > 1:
-            half = both.shape[-1] // 2
-            left, right, rest = both[..., :half], both[..., half : 2 * half], both[..., 2 * half :]
-            wins = at_least(machine, left[0], right[0]).unsqueeze(0)
-            both = right + multiply(machine, left - right, wins)
-            both = machine.cat([both, rest], -1) if rest.shape[-1] else both
-        return Secret(both.share[1].squeeze(-1), 0)
-
-
 rank = Rank()
 top_k = TopK()
 best = Best()
-argmax = Argmax()

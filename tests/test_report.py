@@ -209,8 +209,8 @@ def test_sampled_tokens_are_not_taken_for_mistakes() -> None:
     config = load(None, {"temperature": 0.7})
     report = build_report(make_record(config=config, agreement=Agreement(1, 3)))
     (line,) = tables.agreement(report)
-    assert "sampled at temperature 0.7: 1 of 3 tokens are the plaintext twin's likeliest" in line
-    assert "fewer than all is what sampling makes" in line
+    assert "sampled at temperature 0.7, so agreement below 100% is expected" in line
+    assert "1 of 3 tokens are the plaintext twin's likeliest on the same prefix" in line
     assert line in render(report)
     del report["config"]["temperature"]  # as runs wrote it before there was one
     assert "1 of 3 tokens equal the plaintext twin's" in tables.agreement(report)[0]

@@ -18,7 +18,7 @@ class Argmax(Operation):
     """Position of the greatest element in the last dimension, as an integer.
 
     A tournament that carries values and positions: ceil(log2 n) comparisons deep. Exact; of two
-    equal elements either may win.
+    equal elements either may win. x may have more fractional bits than the setting.
     """
 
     name = "argmax"
@@ -40,8 +40,8 @@ class Argmax(Operation):
         return Secret(both.share[1].squeeze(-1), 0)
 
     def run_dealer(self, machine: SecureMachine, x: Secret) -> Secret:
-        """By groups. The winner is the greatest, to one unit of 2^-12; elements of a row stay
-        within 2^12 of each other; the result is for opening alone."""
+        """By groups: see `groups`. The winner is less than two units of 2^-12 below the greatest;
+        elements of a row stay within 2^12 of each other; the result is for opening alone."""
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
         return greatest(suite, x)
@@ -51,8 +51,9 @@ class Sample(Operation):
     """A position in the last dimension, drawn from softmax(x / temperature).
 
     The greatest of x + temperature times Gumbel noise: see `gumbel`. With a dealer, who alone
-    knows the noise, it costs what `Argmax` costs: noise moves the masks that are dealt anyway. It
-    counts to 2^-12 then, as x does, and x + temperature g must be as near together as there.
+    knows the noise, it costs what `Argmax` costs, since noise moves masks that are there anyway:
+    see `groups.Winners`. It counts to 2^-12 then, as x does, and elements of x + temperature g
+    stay as near together as there.
 
     Args:
         temperature: public, over 0.

@@ -126,9 +126,9 @@ def agreement(report: dict[str, Any]) -> list[str]:
     lines = [f"{equal} equal the plaintext twin's under the same cache policy."]
     if temperature:
         lines = [
-            f"Tokens were sampled at temperature {temperature:g}: {equal} are the plaintext twin's"
-            " likeliest on the same prefix, under the same cache policy; fewer than all is what"
-            " sampling makes."
+            f"Tokens were sampled at temperature {temperature:g}, so agreement below 100% is"
+            f" expected: {equal} are the plaintext twin's likeliest on the same prefix, under the"
+            " same cache policy."
         ]
     for tie in found["near_ties"]:
         lines.append(

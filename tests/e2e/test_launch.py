@@ -139,7 +139,7 @@ def test_sampled_tokens_are_held_against_the_likeliest(
     assert report["config"]["temperature"] == 5.0
     found = report["agreement"]
     assert (found["total_tokens"], found["near_ties"]) == (6, [])
-    said = f"sampled at temperature 5: {found['equal_tokens']} of 6 tokens are the plaintext twin's"
+    said = "sampled at temperature 5, so agreement below 100% is expected"
     assert said in running.out
     assert said in (tmp_path / "run" / "report.md").read_text()
 

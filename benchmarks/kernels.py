@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mpcache.kernels import bittree, packing
+from mpcache.kernels.bits import bit_product, packed_bytes
 from mpcache.kernels.prg import Stream
 from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
 from mpcache.kernels.ring import bmm, choose, matmul, prepare
@@ -177,6 +178,26 @@ def digit_tables(options: argparse.Namespace) -> list[Row]:
     return found
 
 
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    """Bits for each entry of a vocabulary times its embedding; the same as ring elements."""
+    vocab, outputs, found = 49152, 576, []
+    for rows in (1, 81, 256):
+        packed = Stream(bytes(16)).bits((rows, packed_bytes(vocab)), 8)
+        dense = ((packed.unsqueeze(-1) >> torch.arange(8)) & 1).reshape(rows, -1).to(torch.int64)
+        for bits in DTYPES:
+            w = weights(vocab, outputs, bits)
+            ways: Ways = {
+                "ring product": lambda x=dense, w=w: matmul(x, w),
+                "bit product": lambda x=packed, w=w: bit_product(x, w),
+            }
+            seconds = medians(ways, max(1, options.repeats // 2), options.clock)
+            for way, value in seconds.items():
+                row: Row = {"case": f"{rows}x{vocab}x{outputs} of bits", "bits": bits, "way": way}
+                row |= {"milliseconds": value * 1e3}
+                found.append(row | {"times_ring_product": seconds["ring product"] / value})
+    return found
+
+
 def streams(options: argparse.Namespace) -> list[Row]:
     """Ring elements from a seed; here `g_per_second` is gigabytes a second."""
     stream, size, found = Stream(bytes(16)), 32 << 20, []
@@ -230,6 +251,7 @@ PARTS: tuple[Callable[[argparse.Namespace], list[Row]], ...] = (
     *(functools.partial(matrix_matrix, 128, *shape) for shape in (*OPT, *SMOLLM2)),
     attention,
     digit_tables,
+    chosen_rows,
     streams,
 )
 

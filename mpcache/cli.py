@@ -63,6 +63,9 @@ PromptFile = Annotated[
     str | None, typer.Option(help="A UTF-8 file with the prompt; - is standard input.")
 ]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Tokens to generate.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Draw tokens at this temperature; 0 takes the likeliest.")
+]
 Protocol = Annotated[str | None, typer.Option(help="The protocol suite: dealer or crypten.")]
 Cache = Annotated[str | None, typer.Option(help="The cache policy; see `mpcache policies`.")]
 Network = Annotated[
@@ -117,6 +120,7 @@ def launch(
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
     protocol: Protocol = None,
     cache: Cache = None,
     network: Network = None,
@@ -139,6 +143,7 @@ def launch(
         prompt=prompt,
         prompt_file=prompt_file,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
         protocol=protocol,
         cache=cache,
         network=network,
@@ -166,11 +171,19 @@ def party(
     ] = False,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
+    temperature: Temperature = None,
     sets: Sets = None,
     store: StoreOf = None,
 ) -> None:
     """Run one party on this host; the client's party is the one that takes the prompt."""
-    resolved = _config(config, sets, prompt=prompt, prompt_file=prompt_file, store=store)
+    resolved = _config(
+        config,
+        sets,
+        prompt=prompt,
+        prompt_file=prompt_file,
+        temperature=temperature,
+        store=store,
+    )
     if not 0 <= rank < resolved.parties:
         raise UsageError(
             f"--rank {rank} is no party of {resolved.parties}; expected 0 to {resolved.parties - 1}"
@@ -207,6 +220,7 @@ def deal(
     ] = None,
     model: Model = None,
     max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
     cache: Cache = None,
     threads: Threads = None,
 ) -> None:
@@ -224,6 +238,7 @@ def deal(
         store=store,
         model=model,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
         cache=cache,
         threads=threads,
     )
@@ -243,6 +258,7 @@ def generate(
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
     cache: Cache = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -258,6 +274,7 @@ def generate(
         prompt=prompt,
         prompt_file=prompt_file,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
         cache=cache,
         device=device,
         weights=weights,

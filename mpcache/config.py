@@ -30,6 +30,7 @@ BUILT_IN_PROMPT = (
     " drones and many thousands of workers. The workers gather nectar from flowers and turn it"
     " into honey, which feeds the colony through the winter. What do the workers do?"
 )
+MOST_TEMPERATURE = 10.0  # noise times it leaves logits room: see `protocols.groups`
 # What the parties need not agree on: the client's secret, and what concerns one host alone.
 _LOCAL_KEYS = ("prompt", "prompt_file", "report", "store", "threads", "device")
 _LOCAL_NETWORK_KEYS = ("addresses", "keys", "timeout_s", "connect_timeout_s")
@@ -179,6 +180,12 @@ class RunConfig(_Section):
     prompt_file: str | None = Field(None, description="a file of UTF-8 text", repr=False)
     chat: bool = Field(True, description="true or false: use the model's chat form where known")
     max_new_tokens: int = Field(16, ge=1, description="a number of tokens, 1 or more")
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_TEMPERATURE,
+        description=f"a number from 0 (the likeliest token) to {MOST_TEMPERATURE:g}",
+    )
     verify: bool = Field(False, description="true or false: open logits to compare them")
     device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
     report: str | None = Field(None, description="a folder, or nothing for runs/<id>")
@@ -248,6 +255,12 @@ class RunConfig(_Section):
             raise ValueError(
                 f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"
                 " protocol: dealer"
+            )
+        if self.temperature and self.protocol != "dealer":
+            raise ValueError(
+                f"temperature {self.temperature:g}: protocol {self.protocol} does not draw tokens,"
+                " since its randomness is not cryptographic; set protocol: dealer (2 parties), or"
+                " temperature: 0"
             )
         # With a store the dealer's address is not needed, and may stay.
         allowed = {self.processes, self.parties + (self.protocol == "dealer")}

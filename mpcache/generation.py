@@ -1,4 +1,4 @@
-"""Prefill and greedy decoding: one text for the twin, the parties and the prediction."""
+"""Prefill and decoding, greedy or sampled: one text for the twin, the parties, the prediction."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.eviction.base import Cache, Policy
 from mpcache.models.decoder import Model, forward
+from mpcache.protocols.greatest import argmax, sample
 from mpcache.protocols.operation import Machine
-from mpcache.protocols.selection import argmax
 
 NEXT_TOKEN = "next token"
 VERIFY = "verify: logits"
@@ -43,6 +43,8 @@ class Request:
         new_tokens: how many tokens follow; public, at least 1.
         forced: in the twin, the tokens to go on with instead of its own choice.
         keep_logits: open (on shares: "verify") and keep the logits of every step.
+        temperature: a token is drawn from softmax(logits / temperature); 0 takes the likeliest.
+            Public.
     """
 
     prompt: Sequence[int] | None
@@ -50,6 +52,7 @@ class Request:
     new_tokens: int
     forced: Sequence[int] | None = None
     keep_logits: bool = False
+    temperature: float = 0.0
 
 
 def generate(
@@ -59,7 +62,7 @@ def generate(
     request: Request,
     on_token: Callable[[int, int | None], None] | None = None,
 ) -> Generation:
-    """Generate `request.new_tokens` tokens greedily.
+    """Generate `request.new_tokens` tokens.
 
     The first token comes out of the prefill, every other one out of a decode step. The number of
     steps is public and does not depend on the tokens.
@@ -106,7 +109,11 @@ def _step(
             opened = machine.open(logits, "client", VERIFY)
             if opened is not None:
                 result.logits.append(opened.reshape(-1))
-        chosen = machine.open(argmax(machine, logits), "client", NEXT_TOKEN)
+        if request.temperature:
+            best = sample(machine, logits, request.temperature)
+        else:
+            best = argmax(machine, logits)
+        chosen = machine.open(best, "client", NEXT_TOKEN)
     if chosen is None:
         return None
     result.ids.append(int(chosen.item()))

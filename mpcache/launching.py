@@ -326,12 +326,16 @@ def _plain_run(plain: Generation, steps: int) -> PlainRun:
 def _agreement(
     config: RunConfig, source: Source, ids: Sequence[int], plain: Generation, screen: Screen
 ) -> Agreement:
-    """Compare token by token with what the twin says on the same prefix, under the same policy."""
-    if screen.ids != plain.ids:  # the twin's weights were let go; load them again
+    """Compare token by token with what the twin says on the same prefix, under the same policy.
+
+    Sampled tokens are held against its likeliest ones, and none of them counts as a near tie.
+    """
+    if config.temperature or screen.ids != plain.ids:  # its weights were let go; load them again
         plain = Twin(config, source.spec, source.lazy()).generate(ids, forced=screen.ids)
+    pairs = list(zip(screen.ids, plain.ids, strict=True))
     ties = []
-    for position, (token, own) in enumerate(zip(screen.ids, plain.ids, strict=True)):
-        if token != own:
+    for position, (token, own) in enumerate(pairs):
+        if token != own and not config.temperature:
             logits = plain.logits[position].reshape(-1)
             margin = float(logits[own] - logits[token])
             ties.append(NearTie(position, token, own, margin))
@@ -341,8 +345,8 @@ def _agreement(
     ]
     every = torch.cat(errors) if errors else None
     return Agreement(
-        equal_tokens=len(screen.ids) - len(ties),
-        total_tokens=len(screen.ids),
+        equal_tokens=sum(token == own for token, own in pairs),
+        total_tokens=len(pairs),
         max_logit_error=None if every is None else float(every.max()),
         mean_logit_error=None if every is None else float(every.mean()),
         near_ties=tuple(ties),

@@ -78,13 +78,14 @@ class Twin:
         forced: Sequence[int] | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
-        """Generate greedily, or follow `forced` tokens and keep the logits beside them."""
+        """Generate as configured, or follow `forced` tokens and tell the likeliest at each."""
         request = Request(
             prompt,
             len(prompt),
             self.config.max_new_tokens,
             forced=forced,
             keep_logits=True,
+            temperature=self.config.temperature if forced is None else 0.0,
         )
         with torch.inference_mode():
             return generate(
@@ -157,8 +158,19 @@ def _walk(
         model = load_weights(machine, spec, None)
     if walked is not None:
         model = replace(model, spec=replace(spec, layers=walked))
-    request = Request(None, prompt_tokens, config.max_new_tokens, keep_logits=config.verify)
+    request = _request(config, None, prompt_tokens)
     generate(machine, model, policy or policy_of(config, request.prompt_tokens), request)
+
+
+def _request(config: RunConfig, prompt: Sequence[int] | None, prompt_tokens: int) -> Request:
+    """What a run on shares generates."""
+    return Request(
+        prompt,
+        prompt_tokens,
+        config.max_new_tokens,
+        keep_logits=config.verify,
+        temperature=config.temperature,
+    )
 
 
 def run_secure(
@@ -192,7 +204,7 @@ def run_secure(
                 )
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors)
-        request = Request(prompt, count, config.max_new_tokens, keep_logits=config.verify)
+        request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
 
 

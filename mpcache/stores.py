@@ -56,6 +56,7 @@ def terms_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int | None) -> d
         "model_digest": spec.digest(),
         "cache": config.cache.model_dump(mode="json"),
         "new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
     }
     return terms if prompt_tokens is None else terms | {"prompt_tokens": prompt_tokens}
 

@@ -103,6 +103,19 @@ def test_named_options_over_set_over_file(started: _Started, tmp_path: Path) -> 
         (["launch", "--network", "5"], "network.name"),
         (["launch", "--protocol", "replicated"], "not available in this version"),
         (["launch", "--nonsense"], "No such option"),
+        (
+            ["launch", "--temperature", "-0.1"],
+            "temperature: -0.1 is not allowed; expected",
+        ),
+        (["launch", "--temperature", "nan"], "temperature: nan is not allowed"),
+        (["launch", "--temperature", "inf"], "temperature: inf is not allowed"),
+        (["launch", "--temperature", "10.5"], "from 0 (the likeliest token) to 10"),
+        (["launch", "--temperature", "warm"], "--temperature"),
+        (["launch", "--parties", "3", "--temperature", "1"], "set protocol: dealer (2 parties)"),
+        (["launch", "--protocol", "crypten", "--temperature", "1"], "does not draw tokens"),
+        (["party", "--rank", "0", "--temperature", "-1"], "temperature: -1.0 is not allowed"),
+        (["generate", "--temperature", "-inf"], "temperature: -inf is not allowed"),
+        (["deal", "--temperature", "nan"], "temperature: nan is not allowed"),
         (["generate", "--prompt", ""], "the prompt is empty"),
         (["cost", "--prompt-tokens", "0"], "--prompt-tokens"),
         (["cost"], "--prompt-tokens"),
@@ -139,6 +152,12 @@ def test_bad_input_is_exit_2_before_anything_starts(
     assert message in " ".join(shown.replace("│", " ").split())
     assert "Traceback" not in shown
     assert started.calls == []
+
+
+def test_a_temperature_reaches_every_party(started: _Started) -> None:
+    for command in (["launch"], ["generate"], ["party", "--rank", "0"]):
+        assert _run(*command, "--temperature", "0.7").exit_code == 0
+    assert [given[0].temperature for _, given in started.calls] == [0.7] * 3
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ def test_a_stronger_layer_replaces_the_prompt(written: Any, tmp_path: Path) -> N
         ("", ["protocol=replicated"], ("replicated", "not available in this version", "crypten")),
         ("", ["protocol=dealer", "parties=3"], ("dealer", "2 parties", "crypten")),
         ("", ["ring.frac=25"], ("ring.frac: 25", "8 to 24")),
+        ("", ["temperature=-1"], ("temperature: -1", "from 0", "to 10")),
+        ("", ["temperature=.nan"], ("temperature: nan",)),
+        ("temperature: .inf", [], ("temperature: inf", "run.yaml")),
+        ("temperature: 1", ["protocol=crypten"], ("temperature 1", "not cryptographic")),
         ("", ["max_new_tokens=0"], ("max_new_tokens: 0", "1 or more")),
         ("", ["max_new_tokens=2.5"], ("max_new_tokens: 2.5",)),
         ("", ["network=foo"], ("network.name", "foo", "wan-slow")),
@@ -175,8 +179,12 @@ def test_digest_holds_what_parties_must_agree_on() -> None:
         "network": {"addresses": ["a:1", "b:2", "c:3"], "keys": "k", "timeout_s": 5.0},
     }
     assert digest(load(None, local)) == base
-    for sets in ("cache.alpha=0.5", "max_new_tokens=17", "network=lan", "network.tls=off"):
+    for sets in (
+        *("cache.alpha=0.5", "max_new_tokens=17", "network=lan", "network.tls=off"),
+        "temperature=0.5",
+    ):
         assert digest(load(None, parse_set([sets]))) != base
+    assert digest(load(None, parse_set(["temperature=0"]))) == base
 
 
 @pytest.mark.parametrize("letter", ["\x85", "\u2028", "\ufeff", "\r", "\t", "\x00", "\U0001f600"])

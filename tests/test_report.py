@@ -16,7 +16,7 @@ from mpcache.config import load
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Prediction
-from mpcache.report import checks, files, publish
+from mpcache.report import checks, files, publish, tables
 from mpcache.report.build import build_report
 from mpcache.report.console import print_prediction
 from mpcache.report.markdown import render
@@ -203,6 +203,17 @@ def test_warnings_name_what_is_switched_off() -> None:
     assert "tls is off" in found
     assert "testing aid" in found
     assert "emulated" not in found
+
+
+def test_sampled_tokens_are_not_taken_for_mistakes() -> None:
+    config = load(None, {"temperature": 0.7})
+    report = build_report(make_record(config=config, agreement=Agreement(1, 3)))
+    (line,) = tables.agreement(report)
+    assert "sampled at temperature 0.7, so agreement below 100% is expected" in line
+    assert "1 of 3 tokens are the plaintext twin's likeliest on the same prefix" in line
+    assert line in render(report)
+    del report["config"]["temperature"]  # as runs wrote it before there was one
+    assert "1 of 3 tokens equal the plaintext twin's" in tables.agreement(report)[0]
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from mpcache.parties.local import run_parties
 from mpcache.parties.store import Session
 from mpcache.parties.transport import Wires
 from mpcache.program import Dealt, Twin, deal, predict, run_secure
+from mpcache.report.tables import in_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,7 @@ def test_streams_of_any_length_come_back_to_the_last_byte(tmp_path: Path, extra:
         ({"max_new_tokens": 2}, 13, "and this run has 13 prompt tokens and 2 new tokens"),
         ({"max_new_tokens": 4}, None, "was dealt for 3 new tokens, and this run has 4 new tokens"),
         ({"cache": FULL}, 13, "was dealt for another run: it has cache {'policy': 'mpcache'"),
+        ({"temperature": 0.5}, 13, "it has temperature 0.0, this run has 0.5"),
         ({"ring": {"frac": 14}}, 13, "it has ring {'frac': 16}, this run has {'frac': 14}"),
     ],
 )
@@ -219,7 +221,9 @@ def test_the_size_is_told_before_and_room_is_looked_for(
     made = settings(tmp_path / "store")
     with pytest.raises(UsageError, match=r"5 sessions take .* and .* has 73.4 MB free; deal fewer"):
         stores.deal_ahead(made, 13, 5, Console(highlight=False, width=200))
-    assert "5 sessions of 2.64 MB for party 1 and 16 B for party 0" in capsys.readouterr().out
+    size = predict(made, LLAMA, 13).ranks[1].total().dealt_bytes
+    told = f"5 sessions of {in_bytes(size)} for party 1 and 16 B for party 0"
+    assert size > 2**21 and told in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,9 +14,10 @@ from mpcache.protocols.activation import relu, silu
 from mpcache.protocols.arithmetic import linear, product
 from mpcache.protocols.comparison import maximum, negative
 from mpcache.protocols.functions import decay
+from mpcache.protocols.greatest import argmax
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.selection import argmax, best
+from mpcache.protocols.selection import best
 from mpcache.protocols.softmax import attention, softmax
 
 Shape = tuple[int, ...]

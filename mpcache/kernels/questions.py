@@ -74,7 +74,11 @@ def _output(opened: Any, nodes: Any, sizes: Any, tables: Any, bits: Any) -> None
 
 
 def answers(
-    y: torch.Tensor, asked: np.ndarray, tables: Sequence[torch.Tensor], rank: int, bits: torch.Tensor
+    y: torch.Tensor,
+    asked: np.ndarray,
+    tables: Sequence[torch.Tensor],
+    rank: int,
+    bits: torch.Tensor,
 ) -> None:
     """Write the answers to questions about digits of y.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.kernels import bittree, bittree_dealer, dcf, packing, prg
+from mpcache.kernels.bits import bit_product
 from mpcache.kernels.ring import prepare, ring_product
 from mpcache.kernels.tally import tally
 
@@ -23,6 +24,9 @@ def warm() -> None:
                 assert int(ring_product(x, weight)[0, 0]) == 64
             prepared = prepare(weight)
             assert int(ring_product(torch.ones(2, 64, dtype=torch.int64), prepared)[0, 0]) == 64
+        for rows in (1, 40):
+            chosen = torch.full((rows, 8), 0xFF, dtype=torch.uint8)
+            assert int(bit_product(chosen, stored)[0, 0]) == 64
     batch = torch.ones(2, 64, 96, dtype=torch.int64)
     for weight in (batch, batch.transpose(1, 2).contiguous().transpose(1, 2)):
         assert int(ring_product(torch.ones(2, 1, 64, dtype=torch.int64), weight)[0, 0, 0]) == 64

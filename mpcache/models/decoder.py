@@ -105,14 +105,14 @@ def embedded(machine: Machine, model: Model, tokens: Value, start: int, count: i
 
 
 def logits_of(machine: Machine, model: Model, x: Value) -> Value:
-    """Logits [tokens, vocab] of what the last layer wrote [tokens, hidden]."""
+    """Logits [tokens, vocab] of what the last layer wrote [tokens, hidden], not truncated."""
     spec, weights = model.spec, model.weights
     with machine.scope("head"):
         if spec.final_norm:
             x = _norm(machine, model, "final.norm", x)
         if "final.project" in weights:
             x = linear(machine, x, weights["final.project"])
-        return linear(machine, x, weights["head"], weights.get("head.bias"))
+        return linear(machine, x, weights["head"], weights.get("head.bias"), settled=False)
 
 
 def decoder_layer(
@@ -184,7 +184,11 @@ def _ffn_block(machine: Machine, model: Model, layer: int, x: Value) -> Value:
         if spec.gated:
             gate, up = y[:, : spec.ffn], y[:, spec.ffn :]
             silu_gated = spec.activation == "silu"
-            y = gated(machine, gate, up) if silu_gated else multiply(machine, relu(machine, gate), up)
+            y = (
+                gated(machine, gate, up)
+                if silu_gated
+                else multiply(machine, relu(machine, gate), up)
+            )
         else:
             y = activation(machine, y)
         with machine.scope("output"):

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.embedding import embedded
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret, lifted
+from mpcache.protocols.tokens import Tokens
 
 EXTRA_BITS = 8
 
@@ -167,7 +169,8 @@ class Linear(Operation):
 class Embed(Operation):
     """Rows of a secret table [vocab, width] for secret tokens. Exact.
 
-    The twin takes ids [tokens]; on shares the tokens are one-hot rows [tokens, vocab].
+    The twin takes ids [tokens]; on shares the tokens are one-hot rows [tokens, vocab]. With a
+    dealer they are what `embedding` says, and the table an owner's matrix.
     """
 
     name = "embed"
@@ -177,6 +180,11 @@ class Embed(Operation):
 
     def run(self, machine: SecureMachine, tokens: Secret, table: Secret) -> Secret:
         return machine.matmul(tokens, table)
+
+    def run_dealer(self, machine: SecureMachine, tokens: Tokens, table: Secret) -> Secret:
+        suite = machine.suite
+        assert isinstance(suite, DealerSuite)
+        return embedded(suite, tokens, table)
 
 
 multiply = Multiply()

@@ -138,6 +138,10 @@ class Correlation(ABC):
     def pieces(self) -> tuple[Piece, ...]:
         return self.form.pieces
 
+    @pieces.setter
+    def pieces(self, pieces: Sequence[Piece]) -> None:
+        self.form = Form(pieces)
+
     @property
     def dealt_bytes(self) -> int:
         """Bytes of corrections that party 1 receives."""

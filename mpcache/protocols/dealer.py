@@ -33,6 +33,7 @@ from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
+from mpcache.protocols.tokens import Tokens
 from mpcache.protocols.wire import Words, as_words
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,6 +81,17 @@ class DealerSuite(Tables, Suite):
         Args:
             sent: what each party sends, by rank; who sends nothing only waits.
         """
+
+    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
+        """As `trade`, where both send alike."""
+        return self.trade(kind, (specs, specs), messages)
+
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        """Send `messages` from `source` to its peer, who gets them; nothing elsewhere."""
+        nothing: Sequence[Spec] = []
+        return self.trade(kind, (specs, nothing) if source == 0 else (nothing, specs), messages)
 
     # --- rounds --------------------------------------------------------------------------------
 
@@ -157,6 +169,11 @@ class DealerSuite(Tables, Suite):
         if value is None:
             raise MpcacheError(f"party {source} has no value to share")
         return Secret(value.contiguous(), frac)
+
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Tokens:
+        """The ids, at the client alone; for `embedding.embedded`."""
+        known = not self.hollow and self.rank == self.setting.client
+        return Tokens(ids if known else None, count, vocab)
 
     def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
         """A weight for products: party 0 sends W - B once, party 1 keeps it."""

@@ -99,7 +99,7 @@ class Machine(ABC):
 
     @abstractmethod
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
-        """The client's tokens: ids [count] in the clear, one-hot rows [count, vocab] on shares.
+        """The client's tokens: ids [count] in the clear, or as `Suite.tokens` has them.
 
         `ids` is None at every party but the client, and in the cost reading.
         """
@@ -240,6 +240,14 @@ class Suite(ABC):
         extra = x.frac - self.setting.frac
         return self.keep(self.truncate(x, extra) if extra > 0 else x)
 
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
+        """What an embedding takes: here the client shares one-hot rows [count, vocab]."""
+        rows = None
+        if ids is not None:
+            rows = torch.zeros(count, vocab, dtype=torch.int64)
+            rows[torch.arange(count), torch.tensor(list(ids))] = 1
+        return self.share(rows, (count, vocab), 0, self.setting.client)
+
     @abstractmethod
     def shift(self, x: Secret, public: torch.Tensor) -> Secret:
         """Add public ring elements."""
@@ -306,13 +314,9 @@ class SecureMachine(Machine):
         return self.suite.coarse(value, self.setting.frac)
 
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
-        rows = None
-        if ids is not None:
-            if len(ids) != count:
-                raise MpcacheError(f"expected {count} token ids, not {len(ids)}")
-            rows = torch.zeros(count, vocab, dtype=torch.int64)
-            rows[torch.arange(count), torch.tensor(list(ids))] = 1
-        return self.suite.share(rows, (count, vocab), 0, self.setting.client)
+        if ids is not None and len(ids) != count:
+            raise MpcacheError(f"expected {count} token ids, not {len(ids)}")
+        return self.suite.tokens(ids, count, vocab)
 
     def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
         ring = self._owned(name, tensor, shape)

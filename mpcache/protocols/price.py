@@ -53,9 +53,7 @@ def price(setting: Setting, text: Text) -> int:
     )
 
 
-def shaped(
-    shape: tuple[int, ...], frac: int, kept: bool = False, width: int = 64
-) -> Secret:
+def shaped(shape: tuple[int, ...], frac: int, kept: bool = False, width: int = 64) -> Secret:
     """A secret of this shape without a share, masked once where `kept`: for a price."""
     if not kept:
         return hollow(shape, frac).modulo(width)

@@ -8,7 +8,7 @@ digit, a count, or who is a candidate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -187,13 +187,13 @@ class _Search:
         self.hidden: list[torch.Tensor] = []
         self.equal = self.above = self.shown = torch.zeros(0, dtype=torch.int64)
         if suite.hollow:
-            _swap(suite, "digits", [Spec(self.shape, storage(w + 1)) for w in widths], list)
+            suite.swap("digits", [Spec(self.shape, storage(w + 1)) for w in widths], list)
             return
         own = [
             _low(digits.share[place] + pieces["r"], width + 1)
             for place, (width, pieces) in enumerate(zip(widths, self.drawn, strict=True))
         ]
-        theirs = _swap(suite, "digits", [Spec.of(tensor) for tensor in own], lambda: own)
+        theirs = suite.swap("digits", [Spec.of(tensor) for tensor in own], lambda: own)
         for mine, other, width in zip(own, theirs, widths, strict=True):
             self.hidden.append((mine + other).long() & ((2 << width) - 1))
 
@@ -223,7 +223,7 @@ class _Search:
         if not digit.every:
             spec = [Spec(self.shape, torch.uint8)]
             own = [] if suite.hollow else [(self.equal ^ pieces["alpha"]).to(torch.uint8)]
-            got = _swap(suite, "candidates", spec, lambda: own)
+            got = suite.swap("candidates", spec, lambda: own)
         if suite.hollow:
             return hollow((*self.shape[:-1], digit.digits), 0)
         turns = self.hidden[place] & (digit.digits - 1)
@@ -242,14 +242,14 @@ class _Search:
         sums = Spec(tuple(reached.shape), wide)
         if suite.hollow:
             sought_spec = Spec(self.shape[:-1], storage(digit.digit + 1))
-            _swap(suite, "digit", [sought_spec, sums, sums], list)
+            suite.swap("digit", [sought_spec, sums, sums], list)
             return hollow(self.shape[:-1], 0)
         own = [
             _low(reached.share.sum(-1) + pieces["s"], digit.digit + 1),
             (reached.share - pieces["p"]).to(wide),
             (counts.share - pieces["q"]).to(wide),
         ]
-        got = _swap(suite, "digit", [Spec.of(tensor) for tensor in own], lambda: own)
+        got = suite.swap("digit", [Spec.of(tensor) for tensor in own], lambda: own)
         sought, d, e = ((mine + other).long() for mine, other in zip(own, got, strict=True))
         turns = (self.hidden[place] - sought.unsqueeze(-1)) & (2 * digit.digits - 1)
         bits = pieces["table"].gather(-1, turns.unsqueeze(-1)).squeeze(-1).long()
@@ -268,11 +268,11 @@ class _Search:
         suite = self.suite
         pieces = suite.draw(Joined(self.shape, self.bits))
         if suite.hollow:
-            _swap(suite, "bits", [Spec(self.shape, torch.uint8)], list)
+            suite.swap("bits", [Spec(self.shape, torch.uint8)], list)
             return hollow(self.shape, 0), hollow(self.shape, 0)
         own = (self.above | self.equal << 1) ^ pieces["mask"]
         small = own.to(torch.uint8)
-        (theirs,) = _swap(suite, "bits", [Spec.of(small)], lambda: [small])
+        (theirs,) = suite.swap("bits", [Spec.of(small)], lambda: [small])
         shown = (small ^ theirs).long()
         parts = []
         for bit, mask in enumerate(pieces["added"]):
@@ -280,13 +280,6 @@ class _Search:
             share = mask * (1 - 2 * public)
             parts.append(Secret(share + public if suite.rank == 0 else share, 0))
         return parts[0], parts[1]
-
-
-def _swap(
-    suite: DealerSuite, kind: str, specs: Sequence[Spec], messages: Callable[[], list[torch.Tensor]]
-) -> list[torch.Tensor]:
-    """Both parties send alike."""
-    return suite.trade(kind, (specs, specs), messages)
 
 
 def _low(hidden: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Oblivious selection: ranks, the k greatest and their rows, and the index of the maximum."""
+"""Oblivious selection: ranks, and the k greatest as one-hot rows or in their order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.arithmetic import multiply
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.digits import pairs_of
@@ -102,7 +101,9 @@ def place_way(
     """The cheapest way, by its price."""
 
     def worth(way: PlaceWay) -> int:
-        return price(setting, lambda machine: way(machine, shaped(shape, frac, width=width), k, told))
+        return price(
+            setting, lambda machine: way(machine, shaped(shape, frac, width=width), k, told)
+        )
 
     return min(place_ways(told, frac, width), key=worth)
 
@@ -334,35 +335,9 @@ class Gathered(Operation):
 GATHERED = 32  # bits of chosen scores
 
 
-class Argmax(Operation):
-    """Position of the greatest element in the last dimension, as an integer.
-
-    A tournament that carries values and positions: ceil(log2 n) comparisons deep. Exact; of two
-    equal elements either may win.
-    """
-
-    name = "argmax"
-
-    def plain(self, machine: PlainMachine, x: Value) -> Value:
-        return x.argmax(-1)
-
-    def run(self, machine: SecureMachine, x: Secret) -> Secret:
-        size = x.shape[-1]
-        start = machine.shift(Secret(x.share * 0, 0), torch.arange(size, dtype=torch.float64))
-        both = machine.stack([x, Secret(start.share, x.frac)])
-        while both.shape[-1] > 1:
-            half = both.shape[-1] // 2
-            left, right, rest = both[..., :half], both[..., half : 2 * half], both[..., 2 * half :]
-            wins = at_least(machine, left[0], right[0]).unsqueeze(0)
-            both = right + multiply(machine, left - right, wins)
-            both = machine.cat([both, rest], -1) if rest.shape[-1] else both
-        return Secret(both.share[1].squeeze(-1), 0)
-
-
 rank = Rank()
 places = Places()
 top_k = TopK()
 compact = Compact()
 best = Best()
 gathered = Gathered()
-argmax = Argmax()

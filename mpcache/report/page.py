@@ -138,7 +138,12 @@ def _tiles(report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> Markup:
         (_times(compare.times_plaintext(report)), "the plaintext twin's time a token"),
         (_count(token["rounds"]), "rounds a token"),
         (_size(compare.most(token["sent_bytes"])), "sent a token, by the party that sends most"),
-        (f"{found['equal_tokens']} / {found['total_tokens']}", "tokens as the twin's"),
+        (
+            f"{found['equal_tokens']} / {found['total_tokens']}",
+            "sampled tokens that are the twin's likeliest"
+            if tables.sampled_at(report)
+            else "tokens as the twin's",
+        ),
     ]
     saved = compare.reduction(report, reports)
     if saved is not None:

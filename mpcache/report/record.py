@@ -122,7 +122,10 @@ class NearTie:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the secret-shared run follows the twin; logit errors only with ``--verify``."""
+    """How far the secret-shared run follows the twin; logit errors only with ``--verify``.
+
+    Sampled tokens are held against the twin's likeliest on the same prefix.
+    """
 
     equal_tokens: int
     total_tokens: int

@@ -121,11 +121,15 @@ def _by_rank(rows: Sequence[Sequence[Any]]) -> list[Any]:
 
 def agreement(report: dict[str, Any]) -> list[str]:
     """Sentences on how far the secret-shared run follows the plaintext twin."""
-    found = report["agreement"]
-    lines = [
-        f"{found['equal_tokens']} of {found['total_tokens']} tokens equal the plaintext twin's"
-        " under the same cache policy."
-    ]
+    found, temperature = report["agreement"], sampled_at(report)
+    equal = f"{found['equal_tokens']} of {found['total_tokens']} tokens"
+    lines = [f"{equal} equal the plaintext twin's under the same cache policy."]
+    if temperature:
+        lines = [
+            f"Tokens were sampled at temperature {temperature:g}, so agreement below 100% is"
+            f" expected: {equal} are the plaintext twin's likeliest on the same prefix, under the"
+            " same cache policy."
+        ]
     for tie in found["near_ties"]:
         lines.append(
             f"Token {tie['position']} differs: {tie['secure_id']} against {tie['plain_id']}, which"
@@ -137,6 +141,11 @@ def agreement(report: dict[str, Any]) -> list[str]:
             " on average."
         )
     return lines
+
+
+def sampled_at(report: dict[str, Any]) -> float:
+    """The temperature of a run whose tokens were drawn; 0 where they are the likeliest."""
+    return float(report["config"].get("temperature", 0.0))
 
 
 def network(report: dict[str, Any]) -> str:

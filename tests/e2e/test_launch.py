@@ -125,6 +125,25 @@ def test_three_parties_with_synthetic_weights(
     assert "Answer (meaningless: synthetic weights)" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
+def test_sampled_tokens_are_held_against_the_likeliest(
+    tiny: Path, tmp_path: Path, start: Start, prompt_file: Path
+) -> None:
+    running = start(
+        *("launch", "--model", tiny, "--prompt-file", prompt_file, "--max-new-tokens", "6"),
+        *("--temperature", "5", "--report", "run"),
+    )
+    assert running.end() == 0, running.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(report["checks"].values())
+    assert report["config"]["temperature"] == 5.0
+    found = report["agreement"]
+    assert (found["total_tokens"], found["near_ties"]) == (6, [])
+    said = "sampled at temperature 5, so agreement below 100% is expected"
+    assert said in running.out
+    assert said in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_a_failing_check_is_no_result(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,10 +11,11 @@ from mpcache.protocols.arithmetic import matmul, multiply, scale, settle
 from mpcache.protocols.comparison import maximum, negative
 from mpcache.protocols.counting import cost_of, counting_machine, hollow
 from mpcache.protocols.functions import exponential, inverse_sqrt, reciprocal
+from mpcache.protocols.greatest import argmax
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import Cost
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.selection import argmax, rank, top_k
+from mpcache.protocols.selection import rank, top_k
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.softmax import softmax
 

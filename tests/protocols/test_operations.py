@@ -25,9 +25,10 @@ from mpcache.protocols.functions import (
     reciprocal,
     stairs,
 )
+from mpcache.protocols.greatest import argmax
 from mpcache.protocols.norm import norm
 from mpcache.protocols.rotary import rotary
-from mpcache.protocols.selection import argmax, rank, top_k
+from mpcache.protocols.selection import rank, top_k
 from mpcache.protocols.softmax import attention, softmax
 
 from . import bounds

@@ -14,7 +14,8 @@ from mpcache.protocols.activation import relu, silu
 from mpcache.protocols.arithmetic import matmul, multiply
 from mpcache.protocols.comparison import at_least, maximum
 from mpcache.protocols.functions import clipped, stairs
-from mpcache.protocols.selection import argmax, rank, top_k
+from mpcache.protocols.greatest import argmax
+from mpcache.protocols.selection import rank, top_k
 from mpcache.protocols.softmax import softmax
 
 from . import bounds

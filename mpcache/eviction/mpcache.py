@@ -394,15 +394,19 @@ class _Spreading:
         with self.machine.scope("spread"):
             inner = self._inner(weights)
             if inner is not None:
-                inner = product(self.machine, self.cache.shared.transpose(1, 2), inner)
+                inner = product(self.machine, self._rows(), inner)
             return self._joined(weights, inner)
 
     def playing(self, suite: DealerSuite, weights: Value) -> Play:
         inner = self._inner(weights)
         if inner is not None:
-            rows = self.cache.shared.transpose(1, 2)
-            inner = yield from suite.multiplying_matrices(rows, inner)
+            inner = yield from suite.multiplying_matrices(self._rows(), inner)
         return self._joined(weights, inner)
+
+    def _rows(self) -> Value:
+        """What each chosen cluster gives its weights to [choosers, fine - 2, picks]."""
+        assert self.cache.shared is not None
+        return self.cache.shared.transpose(1, 2)
 
     def _inner(self, weights: Value) -> Value | None:
         """Weights of the clusters that were chosen [choosers, picks, followers * small]."""

@@ -1,4 +1,4 @@
-"""A party's local work on digit tables: answers, inputs of nodes and their outputs, in one pass each.
+"""A party's local work on digit tables: answers, nodes' inputs and outputs, in one pass each.
 
 Bits are rows of one byte an element. Words lie in the narrowest integers that hold them, wherever
 they lie: see `memory`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.protocols.arithmetic import multiply
-from mpcache.protocols.comparison import negative, pick
+from mpcache.protocols.comparison import negative
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.functions import decay, logistic
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value

@@ -273,7 +273,8 @@ class Monomials(Correlation):
         self.parts, self.form = _monomials(tuple(shapes), tuple(monomials), tuple(kept), width)
 
     def complete(self, whole: Pieces) -> Pieces:
-        masks = {f"m{i}": mask for i, mask in self.kept.items()} | whole
+        kept = {f"m{i}": mask for i, mask in self.kept.items() if mask is not None}
+        masks = kept | whole
         found: Pieces = {}
         for part in self.parts:
             first = part[:-1]

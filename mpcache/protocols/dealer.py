@@ -29,7 +29,6 @@ from mpcache.protocols.correlation import (
     truncated,
 )
 from mpcache.protocols.dealer_tables import Tables
-from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
@@ -55,7 +54,7 @@ class OwnedWeight(Secret):
         self.share, self.frac, self.mask, self.width = share, frac, mask, 64
 
 
-class DealerSuite(Tables, Suite):
+class DealerSuite(Tables):
     """What all readings of the suite have in common: each primitive's correlation and messages.
 
     Subclasses (`dealer_roles`) run it (`OnlineDealer`), count it (`CountingDealer`) or deal for it

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,7 +14,9 @@ from mpcache.kernels import dcf
 from mpcache.kernels.questions import answers, joined, outputs
 from mpcache.kernels.tally import tally
 from mpcache.protocols.correlation import (
+    Correlation,
     Lookup,
+    Pieces,
     Steps,
     logical_shift,
     one_hots,
@@ -29,13 +32,12 @@ from mpcache.protocols.digits import (
     signs,
     zeros,
 )
+from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.setting import Setting
 from mpcache.protocols.wire import Words, as_words
 
-if TYPE_CHECKING:
-    from mpcache.protocols.dealer import DealerSuite
+Opening = Generator[Asks, Answers, list[torch.Tensor]]
 
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
 EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
@@ -43,22 +45,43 @@ EXP_TOP_FRAC = 4  # of what exp says above its window
 FAR = 12  # bits above a window that a value outside of it may take
 
 
-class Tables:
-    """Primitives that open y = x + r and read what is dealt for r at the digits of y."""
+class Tables(Suite):
+    """Primitives that open y = x + r and read what is dealt for r at the digits of y.
 
-    setting: Setting
+    The abstract methods are those of `DealerSuite` that they stand on.
+    """
+
+    hollow: ClassVar[bool]
     rank: int
+
+    @abstractmethod
+    def draw(self, correlation: Correlation) -> Pieces: ...
+
+    @abstractmethod
+    def play(self, play: Play) -> Any: ...
+
+    @abstractmethod
+    def opening(
+        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
+    ) -> Opening: ...
+
+    @abstractmethod
+    def revealing(
+        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
+    ) -> Opening: ...
+
+    @abstractmethod
+    def truncating(self, x: Secret, bits: int, width: int = 64) -> Play: ...
+
+    @abstractmethod
+    def _made(self, shape: Sequence[int], frac: int, width: int = 64) -> Secret: ...
 
     # --- comparison ----------------------------------------------------------------------------
 
-    def negative(
-        self: DealerSuite, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
-    ) -> Secret:
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Secret:
         return self.play(self.comparing(x, magnitude, keep, width))
 
-    def comparing(
-        self: DealerSuite, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
-    ) -> Play:
+    def comparing(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Play:
         """1 where x < 0, for |x| < 2^magnitude, told apart to 2^-keep (exactly where x has no
         more fractional bits). The shares of the result count modulo 2^width.
 
@@ -76,16 +99,14 @@ class Tables:
         (value,), y = made
         return self._flipped(value, y, bits, width)
 
-    def _flipped(
-        self: DealerSuite, value: torch.Tensor, y: torch.Tensor, bits: int, width: int
-    ) -> Secret:
+    def _flipped(self, value: torch.Tensor, y: torch.Tensor, bits: int, width: int) -> Secret:
         """A bit's shares, turned around where the top bit of y is set."""
         flipped = (y >> (bits - 1)) & 1
         result = value * (1 - 2 * flipped)
         return Secret(result + flipped if self.rank == 0 else result, 0, width)
 
     def pairs_negative(
-        self: DealerSuite, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
+        self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
     ) -> Secret:
         """[x_i < x_j] for all pairs i < j of the last dimension [n], row by row: [..., pairs].
 
@@ -101,7 +122,7 @@ class Tables:
         (value,), y = made
         return self._flipped(value, y, bits, width)
 
-    def is_zero(self: DealerSuite, x: Secret, bits: int, width: int = 64) -> Secret:
+    def is_zero(self, x: Secret, bits: int, width: int = 64) -> Secret:
         """1 where x, without fractional bits, is 0 modulo 2^bits."""
         correlation = zeros(tuple(x.shape), bits, self.setting.profile, width)
         made = self.play(self._reading("compare", x, 0, bits, correlation))
@@ -109,9 +130,7 @@ class Tables:
             return self._made(x.shape, 0, width)
         return Secret(made[0][0], 0, width)
 
-    def positive(
-        self: DealerSuite, x: Secret, magnitude: int = 15, width: int = 64
-    ) -> tuple[Secret, Secret]:
+    def positive(self, x: Secret, magnitude: int = 15, width: int = 64) -> tuple[Secret, Secret]:
         """max(x, 0) and min(x, 0) for |x| < 2^magnitude, brought to the setting's fractional bits.
 
         1. As `negative`, on x cut to those bits: y = x + r opened.
@@ -137,7 +156,7 @@ class Tables:
         return Secret(upper, frac, width), Secret(whole - upper, frac, width)
 
     def _reading(
-        self: DealerSuite, kind: str, x: Secret, drop: int, bits: int, correlation: Digits
+        self, kind: str, x: Secret, drop: int, bits: int, correlation: Digits
     ) -> Generator[Asks, Answers, tuple[list[torch.Tensor], torch.Tensor] | None]:
         """The results' shares, and y on `bits` bits; None where hollow.
 
@@ -150,6 +169,7 @@ class Tables:
         pieces = self.draw(correlation)
         plan, shape = correlation.plan, correlation.shape
         words = [as_words(tuple(x.shape), bits)]
+        answered, known = torch.empty(0), len(plan.questions)
         if self.hollow:
             yield from self.opening(kind, [], words)
         else:
@@ -157,29 +177,29 @@ class Tables:
             (y,) = yield from self.opening(kind, [hidden], words)
             if isinstance(correlation, PairSigns):
                 y = correlation.differences(y)
-            bits, known = plan.arrays.bits(y.numel()), len(plan.questions)
+            answered = plan.arrays.bits(y.numel())
             tables = [pieces[name] for name in plan.arrays.tables]
-            answers(y.reshape(-1), plan.arrays.asked, tables, self.rank, bits)
-        for level, nodes in enumerate(plan.levels):
+            answers(y.reshape(-1), plan.arrays.asked, tables, self.rank, answered)
+        for number, nodes in enumerate(plan.levels):
             inputs = [as_words(shape, len(node.inputs)) for node in nodes]
             if self.hollow:
                 yield from self.revealing("node", [], inputs)
                 continue
-            arrays = plan.arrays.levels[level]
-            masks = [pieces[name] for name in arrays.masks]
-            hidden_bits = joined(bits, arrays.inputs, arrays.counts, masks)
+            level = plan.arrays.levels[number]
+            masks = [pieces[name] for name in level.masks]
+            joint = joined(answered, level.inputs, level.counts, masks)
             opened = yield from self.revealing(
-                "node", hidden_bits.reshape(len(nodes), *shape), inputs
+                "node", list(joint.reshape(len(nodes), *shape)), inputs
             )
-            words_of = [pieces[name] for name in arrays.tables]
+            words_of = [pieces[name] for name in level.tables]
             shown = torch.stack(opened).reshape(len(nodes), y.numel())
-            outputs(shown, arrays.nodes, arrays.sizes, words_of, bits[known:])
+            outputs(shown, level.nodes, level.sizes, words_of, answered[known:])
             known += len(words_of)
         ends = [as_words(shape, len(plan.last))]
         if self.hollow:
             yield from self.revealing("last", [], ends)
             return None
-        end = joined(bits, plan.arrays.last, plan.arrays.last_count, [pieces["mask"]])
+        end = joined(answered, plan.arrays.last, plan.arrays.last_count, [pieces["mask"]])
         (v,) = yield from self.revealing("last", [end.reshape(shape)], ends)
         index = v.to(torch.int64).unsqueeze(0)
         return [
@@ -189,10 +209,10 @@ class Tables:
 
     # --- functions -----------------------------------------------------------------------------
 
-    def exp(self: DealerSuite, x: Secret) -> Secret:
+    def exp(self, x: Secret) -> Secret:
         return self.play(self.exponentiating(x))
 
-    def exponentiating(self: DealerSuite, x: Secret) -> Play:
+    def exponentiating(self, x: Secret) -> Play:
         """exp(x) in [-15, 1), 0 below, and above that nearly exp(1), without a product of secrets.
 
         1. u = x + 15 on 18 bits, 14 of them fractional, and what is above them; open y = u + r.
@@ -221,7 +241,7 @@ class Tables:
         factor = torch.round(torch.exp(public) * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor + (above << (frac - EXP_TOP_FRAC)), frac)
 
-    def clamp(self: DealerSuite, x: Secret, keep: int, bits: int) -> Secret:
+    def clamp(self, x: Secret, keep: int, bits: int) -> Secret:
         """floor(x 2^keep), or one less, kept to [0, 2^bits), modulo 2^bits; no fractional bits."""
         drop = x.frac - keep
         high = min(x.width - drop - bits, FAR)
@@ -233,12 +253,12 @@ class Tables:
         return Secret(counts * (y & ((1 << bits) - 1)) + added, 0, bits)
 
     def lookup(
-        self: DealerSuite, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
+        self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
     ) -> tuple[list[Secret], Secret]:
         return self.play(self.looking_up(x, keep, bits, tables, cut))
 
     def looking_up(
-        self: DealerSuite, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
+        self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
     ) -> Play:
         """Public tables [tables, 2^bits] at floor(x 2^keep) mod 2^bits, and x cut by `cut` bits.
 
@@ -260,12 +280,10 @@ class Tables:
         found = pieces["turned"].gather(0, index).squeeze(0)
         return [Secret(row, frac) for row in found], shorter
 
-    def steps(
-        self: DealerSuite, x: Secret, thresholds: torch.Tensor, bits: int = 63
-    ) -> tuple[Secret, Secret]:
+    def steps(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> tuple[Secret, Secret]:
         return self.play(self.stepping(x, thresholds, bits))
 
-    def stepping(self: DealerSuite, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> Play:
+    def stepping(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> Play:
         """[x >= t] without fractional bits, and [x >= t] x, for each of the thresholds.
 
         Exact for |x| and |x - t| below 2^bits ring units. One round; party 1 passes the key on.
@@ -310,7 +328,7 @@ class Tables:
 
     # --- one-hot rows --------------------------------------------------------------------------
 
-    def one_hot(self: DealerSuite, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
+    def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
         """[floor(x 2^keep) mod 2^bits == j] as [2^bits, ...] without fractional bits.
 
         The shares count modulo 2^width. The index may come out one too low where x has bits
@@ -324,7 +342,7 @@ class Tables:
         return Secret(row.gather(-1, index).movedim(-1, 0).to(torch.int64), 0, width)
 
     def tally(
-        self: DealerSuite,
+        self,
         x: Secret,
         keep: int,
         bits: int,
@@ -342,7 +360,7 @@ class Tables:
         return Secret(tally(*turned, visible), 0, width)
 
     def _turned(
-        self: DealerSuite, x: Secret, keep: int, bits: int, width: int
+        self, x: Secret, keep: int, bits: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Shares of the unit vectors of -r [..., 2^bits], and y = x + r; None where hollow."""
         pieces = self.draw(one_hots(tuple(x.shape), bits, width))

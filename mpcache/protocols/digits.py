@@ -115,7 +115,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class LevelArrays:
-    """A level's nodes: the pieces of masks and words by name, and the rows of bits that they read."""
+    """A level's nodes: pieces of masks and words by name, and the rows of bits that they read."""
 
     masks: tuple[str, ...]
     tables: tuple[str, ...]

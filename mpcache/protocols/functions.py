@@ -13,7 +13,7 @@ from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.plays import Play
-from mpcache.protocols.secret import Secret, lifted
+from mpcache.protocols.secret import Secret
 from mpcache.protocols.splines import FEW, lining, spline
 
 EXP_SQUARINGS = 5

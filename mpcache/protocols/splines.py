@@ -56,7 +56,7 @@ def spline(
 
 
 def _origin(low: float, keep: int) -> float:
-    """Where the first segment of `lines` begins: one below `low`, as an index may be one too low."""
+    """Where `lines` begins: a segment below `low`, since an index may be one too low."""
     return (math.floor(low * 2**keep) - 1) / 2**keep
 
 

@@ -1,4 +1,4 @@
-"""How integers of any number of bits travel: in the machine's own widths, or packed without gaps."""
+"""How integers of any number of bits travel: as the machine has them, or packed without gaps."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
 from mpcache.protocols.comparison import maximum
 from mpcache.protocols.correlation import Lookup, Truncated
-from mpcache.protocols.digits import Exponents, Positive, Signs
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
+from mpcache.protocols.digits import Exponents, Positive, Signs
 from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import PlainMachine, SecureMachine

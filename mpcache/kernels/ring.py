@@ -22,7 +22,7 @@ ENGINES: tuple[str, ...] = ("matvec", "torch", "panels", "int8", "amx", "triton"
 # Rows from which a way is faster than the one before it; cutting the weights into digits is
 # counted, since weights that stay are given as `Prepared`.
 _AMX_ROWS = {torch.int64: 64, torch.int32: 32, torch.int16: 8}
-_PANELS_ROWS = {torch.int64: 10, torch.int32: 10, torch.int16: 10}
+_PANELS_ROWS = {torch.int64: 12, torch.int32: 12, torch.int16: 12}
 _INT8_ROWS = {torch.int64: 512, torch.int32: 128, torch.int16: 64}
 _TORCH_ROWS = {torch.int64: 16, torch.int32: 128, torch.int16: 128}
 _SMALL = 1 << 15  # multiply-adds below which calls cost more than sums

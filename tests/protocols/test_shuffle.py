@@ -79,7 +79,7 @@ def test_rows_are_exact(
     assert torch.equal(twin, wanted)
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (2, 60, 40)])
+@pytest.mark.parametrize("shape", [(9, 1), (9, 4), (2, 60, 40)])
 def test_the_declared_price_is_what_is_measured(shape: Shape) -> None:
     """But for products, which are counted; and the cheapest way is taken."""
     placed, x = standing(shape[:-1], 4, 1), random_ring(*shape)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocols.test_dealer import SETTING, Done, perform
+from protocols.test_dealer import SETTING, Done, deal_and_run
+from protocols.test_places import split
 
 from mpcache.eviction.mpcache import MPCache
 from mpcache.eviction.oblivious import top
 from mpcache.protocols import selection
-from mpcache.protocols.operation import PlainMachine
+from mpcache.protocols.operation import PlainMachine, SecureMachine
 from mpcache.protocols.selection import Digits, Pairs, Rows, Shuffled
 
 UNIT = 2.0**-SETTING.frac
@@ -39,7 +40,11 @@ def stored(
         kept = top(machine, importance, count, *ends, **bits)
         return list(kept.stored(machine, both[0], both[1]))
 
-    done = perform(operation, [importance, both])
+    def program(machine: SecureMachine, rank: int | None) -> list[Any]:
+        shared = [split(machine, rank, (x / UNIT).long(), SETTING.frac) for x in (importance, both)]
+        return [machine.open(value, "client", "test") for value in operation(machine, *shared)]
+
+    done = deal_and_run(program)
     done.check_cost()
     return done, operation(PlainMachine(SETTING), importance, both)
 

@@ -29,13 +29,24 @@ BEYOND = 1 << 60  # ring units; what a search can tell is out of range
 WAYS: list[PlaceWay] = [Pairs(True), Pairs(False), Digits(3), Digits(5), Digits(8)]
 
 
+def split(machine: SecureMachine, rank: int | None, ring: torch.Tensor, frac: int) -> Any:
+    """Ring elements in two shares that are both random, so that their sum carries and wraps."""
+    generator = torch.Generator().manual_seed(11)
+    mask = torch.randint(-(2**63), 2**63 - 1, ring.shape, generator=generator)
+    parts = [ring - mask, mask]
+    shared = [
+        machine.suite.share(part if rank == source else None, tuple(ring.shape), frac, source)
+        for source, part in enumerate(parts)
+    ]
+    return shared[0] + shared[1]
+
+
 def placed_by(way: PlaceWay, units: torch.Tensor, k: int, told: Range, frac: int = FRAC) -> Done:
     """Run `way` on values of so many ring units; its ring results modulo 2^counting(n)."""
     size = units.shape[-1]
 
     def program(machine: SecureMachine, rank: int | None) -> list[Any]:
-        shape = tuple(units.shape)
-        x = machine.suite.share(units if rank == 0 else None, shape, frac, 0)
+        x = split(machine, rank, units, frac)
         return [machine.suite.open(way(machine, x, k, told), 1, "test")]
 
     done = deal_and_run(program)

@@ -20,6 +20,7 @@ from mpcache.protocols.selection import ROW_WAYS, Rows, RowWay, Shuffled, compac
 from mpcache.protocols.shuffle import Shuffle, reordered
 
 from .test_dealer import SETTING, Done, deal_and_run
+from .test_places import split
 
 FRAC = SETTING.frac
 Shape = tuple[int, ...]
@@ -48,14 +49,9 @@ def chosen(placed: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
 
 def moved_by(way: RowWay, placed: torch.Tensor, x: torch.Tensor, k: int, kept: bool) -> Done:
     def program(machine: SecureMachine, rank: int | None) -> list[Any]:
-        suite = machine.suite
-
-        def shared(value: torch.Tensor, frac: int) -> Any:
-            return suite.share(value if rank == 0 else None, tuple(value.shape), frac, 0)
-
-        rows = shared(x, FRAC)
+        suite, rows = machine.suite, split(machine, rank, x, FRAC)
         rows = suite.keep(rows) if kept else rows
-        return [suite.open(way(machine, shared(placed, 0), rows, k), 1, "test")]
+        return [suite.open(way(machine, split(machine, rank, placed, 0), rows, k), 1, "test")]
 
     done = deal_and_run(program)
     done.check_cost()
@@ -83,7 +79,7 @@ def test_rows_are_exact(
     assert torch.equal(twin, wanted)
 
 
-@pytest.mark.parametrize("shape", [(9, 4), (2, 60, 40)])
+@pytest.mark.parametrize("shape", [(9, 1), (9, 4), (2, 60, 40)])
 def test_the_declared_price_is_what_is_measured(shape: Shape) -> None:
     """But for products, which are counted; and the cheapest way is taken."""
     placed, x = standing(shape[:-1], 4, 1), random_ring(*shape)

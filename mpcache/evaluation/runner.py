@@ -58,7 +58,8 @@ class Job:
     def policies(self, window: int) -> dict[Key, Policy]:
         """Every policy at every budget, for the prompt of a window."""
         prompt = self.prompt_of(window)
-        return cells(self.settings.policies, self.settings.budgets, prompt)
+        found = cells(self.settings.policies, self.settings.budgets, prompt)
+        return {key: policy.fitted(self.source.spec) for key, policy in found.items()}
 
     def prompt_of(self, window: int) -> int:
         counts = self.prompt_tokens

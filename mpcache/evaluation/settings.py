@@ -65,12 +65,19 @@ class Settings:
         cells(self.policies, self.budgets, self.context - self.decode)
 
     def check_model(self, source: Source, tokens: int) -> None:
-        """Raises UsageError where `tokens` positions exceed the model's context."""
+        """Before work starts.
+
+        Raises:
+            UsageError: `tokens` positions exceed the model's context, or a policy lacks something
+                to run on it.
+        """
         if tokens > source.spec.context:
             raise UsageError(
                 f"--context {self.context} needs {tokens} positions, and {source.spec.name} has"
                 f" {source.spec.context}; choose a smaller --context"
             )
+        for name in self.policies:
+            policy_at(name, 1, 1).require(source.spec)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:

@@ -20,7 +20,11 @@ VOCAB = 64  # the embedding and the head are not measured
 
 @dataclass(frozen=True)
 class LayerJob(Job):
-    """Args: spec: `layers` of it are measured. tokens: stored before the first step, or fed."""
+    """Args:
+    spec: `layers` of it are measured.
+    policy: as it is fitted to the whole model.
+    tokens: stored before the first step, or fed.
+    """
 
     spec: ModelSpec
     policy: Policy
@@ -42,10 +46,9 @@ class DecodeJob(LayerJob):
     def prepare(self, machine: Machine, side: Side) -> Callable[[int], None]:
         model, spec = self.load(machine, side), self.small()
         generator = torch.Generator().manual_seed(1)
-        policy = self.policy.fitted(self.spec)
-        cache: Cache = policy.start(spec, self.tokens, self.steps + 1)
+        cache: Cache = self.policy.start(spec, self.tokens, self.steps + 1)
         for layer in range(spec.layers):
-            stored = policy.layer_budget(layer, self.tokens, 1).static
+            stored = self.policy.layer_budget(layer, self.tokens, 1).static
             shape = (2, spec.kv_heads, stored, spec.head_dim)
             both = machine.keep(side.share(machine, torch.randn(shape, generator=generator)))
             cache.keys[layer], cache.values[layer] = both[0], both[1]
@@ -67,7 +70,7 @@ class PrefillJob(LayerJob):
         generator = torch.Generator().manual_seed(1)
 
         def step(number: int) -> None:
-            cache = self.policy.fitted(self.spec).start(spec, self.tokens, 2)
+            cache = self.policy.start(spec, self.tokens, 2)
             x: Any = side.share(machine, torch.randn(self.tokens, spec.hidden, generator=generator))
             for layer in range(spec.layers):
                 x = decoder_layer(machine, model, layer, x, 0, cache)

@@ -50,6 +50,7 @@ BUDGETS = "5,10,20,50"
 def _settings(**given: Any) -> Settings:
     from mpcache.evaluation.settings import Settings, parse_budgets, parse_policies
 
+    given["every"] = given["policies"] is None
     given["policies"] = parse_policies(given["policies"])
     given["budgets"] = parse_budgets(given["budgets"])
     given["texts"] = tuple(given.pop("text") or ())

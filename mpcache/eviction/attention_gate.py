@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import ClassVar
@@ -49,18 +49,29 @@ WORTH = {"magnitude": 9, "keep": 14}  # logarithms of attention
 
 
 @dataclass(frozen=True)
+class Gates:
+    """Trained gates: for each layer a matrix [kv_heads * 2 * head_dim, kv_heads].
+
+    Inputs are a token's key and value of the first head, then of the next. `name` is a digest.
+    """
+
+    name: str
+    layers: tuple[torch.Tensor, ...] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class AttentionGate(Policy):
     """Args:
     tokens: kept of the prompt. Generated tokens all stay.
     recent: how many of them are the last ones.
     sink: how many of them are the first ones.
-    gates: names those in use; nothing where this host has none.
+    gates: of the model; None for those that this host has, if any.
     """
 
     tokens: int = 128
     recent: int = 32
     sink: int = 4
-    gates: str = ""
+    gates: Gates | None = None
     name: ClassVar[str] = "attention-gate"
     paper: ClassVar[str] = "Attention-Gate: Zeng et al. 2024, arXiv 2410.12876"
     meaning: ClassVar[str] = "tokens of the prompt that stay; generated ones come on top"
@@ -72,11 +83,10 @@ class AttentionGate(Policy):
         return cls(budget_tokens, recent, min(cls.sink, budget_tokens // 4))
 
     def fitted(self, spec: ModelSpec) -> AttentionGate:
-        found = gates_of(spec)
-        return self if found is None else replace(self, gates=found.name)
+        return self if self.gates else replace(self, gates=gates_of(spec))
 
     def lacks(self, spec: ModelSpec) -> str:
-        if gates_of(spec) is not None:
+        if self.fitted(spec).gates is not None:
             return ""
         return (
             f"cache policy {self.name} has no gates for {spec.name}; train them with `mpcache eval"
@@ -89,18 +99,7 @@ class AttentionGate(Policy):
         return Budget(static, tuple(static + step for step in range(1, new_tokens)))
 
     def start(self, spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Cache:
-        return AttentionGateCache(spec, self)
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Trained gates: for each layer a matrix [kv_heads * 2 * head_dim, kv_heads].
-
-    Inputs are a token's key and value of the first head, then of the next. `name` is a digest.
-    """
-
-    name: str
-    layers: tuple[torch.Tensor, ...]
+        return AttentionGateCache(spec, self.fitted(spec))
 
 
 def trained_path(spec: ModelSpec) -> Path:
@@ -156,8 +155,8 @@ class AttentionGateCache(FullCache):
 
     def _gate(self, layer: int, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A layer's gate [shape] where it is known: at its owner, and in plaintext."""
-        found = gates_of(self.spec)
-        return None if found is None else found.layers[layer].reshape(shape)
+        gates = self.policy.gates
+        return None if gates is None else gates.layers[layer].reshape(shape)
 
     def _worth(self, machine: Machine, layer: int, keys: Value, values: Value) -> Value:
         """What the gate says of each token: [kv_heads, tokens]."""

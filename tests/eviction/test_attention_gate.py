@@ -8,7 +8,9 @@ import pytest
 import torch
 from protocols.test_dealer import perform
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from mpcache.cli import app
 from mpcache.errors import UsageError
 from mpcache.eviction.attention_gate import AttentionGate, gates_of, trained_path
 from mpcache.eviction.registry import policy_at
@@ -41,7 +43,9 @@ def test_those_of_smollm2_come_along_and_are_small() -> None:
     assert file.stat().st_size < 100_000
     policy = policy_at("attention-gate", 90, 896)
     policy.require(SMOLLM2)
-    assert policy.fitted(SMOLLM2) == AttentionGate(90, 32, 4, gates=found.name)
+    fitted = policy.fitted(SMOLLM2)
+    assert fitted == AttentionGate(90, 32, 4, gates=found) and found.name in repr(fitted)
+    assert fitted.fitted(SPEC) == fitted, "a cut of the model has the model's gates"
 
 
 def test_a_model_without_gates_is_told_how_to_make_them() -> None:
@@ -84,3 +88,21 @@ def test_party_one_never_holds_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept[0]) == len(kept[1]) == 2
     for own, masked in zip(kept[0], kept[1], strict=True):
         assert not (own.long() == masked).any()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("launch", "--parties", 2, "--cache", "attention-gate"),
+        ("generate", "--cache", "attention-gate"),
+        ("eval", "perplexity", "--policies", "attention-gate"),
+    ],
+    ids=["launch", "generate", "eval"],
+)
+def test_commands_refuse_before_work_starts(command: tuple[object, ...], tmp_path: Path) -> None:
+    model = ("--model", "opt-125m", "--weights", "synthetic")
+    out = ("--out", tmp_path / "out") if command[0] == "eval" else ()
+    done = CliRunner().invoke(app, [*map(str, (*command, *model, *out))])
+    assert done.exit_code == 2, done.output
+    assert "attention-gate has no gates for opt-125m" in done.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pydoc_data.topics
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from protocols.test_dealer import perform
 
-from mpcache.eviction import attention_gate
+from mpcache.eviction.attention_gate import AttentionGate
 from mpcache.eviction.cake import Cake, preferences_of
 from mpcache.eviction.registry import POLICIES, policy_at
 from mpcache.models import registry
@@ -36,14 +34,6 @@ def rows_of(stored: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in stored])
 
 
-@pytest.fixture(autouse=True)
-def _trained_gates() -> Iterator[None]:
-    """A cut of the model has its gates."""
-    trained = attention_gate.gates_of(SMOLLM2)
-    with mock.patch.object(attention_gate, "gates_of", lambda spec: trained):
-        yield
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].oblivious])
 def test_keeps_the_twins_tokens(name: str, activations: Activations) -> None:
@@ -51,6 +41,8 @@ def test_keeps_the_twins_tokens(name: str, activations: Activations) -> None:
     policy = policy_at(name, BUDGET, activations.prompt)
     if isinstance(policy, Cake):
         policy = replace(policy, preferences=preferences_of(SMOLLM2)[: len(activations.layers)])
+    elif isinstance(policy, AttentionGate):
+        policy = policy.fitted(SMOLLM2)
     program = walk(policy, activations)
     twin = program(PlainMachine(Setting()), *activations.tensors)
     done = perform(program, activations.tensors)

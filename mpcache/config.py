@@ -57,6 +57,12 @@ class CacheConfig(_Section):
         description="the share of prompt tokens that policies other than mpcache attend to,"
         " over 0 and at most 1",
     )
+    preferences: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        strict=False,
+        description="a list of whole numbers from 1, one a layer, in proportion to which cake cuts"
+        " its budget, or none for those that were measured",
+    )
     clusters: tuple[int, int] = Field(
         (24, 12),
         strict=False,

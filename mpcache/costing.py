@@ -75,7 +75,7 @@ def quick(
     Args:
         policy: instead of the configuration's.
     """
-    policy = policy or policy_of(config, prompt_tokens)
+    policy = (policy or policy_of(config, prompt_tokens)).fitted(spec)
     first: dict[int, int] = {}
     for layer in range(spec.layers):
         first.setdefault(policy.layer_kind(layer), layer)

@@ -28,7 +28,7 @@ from mpcache.parties.local import loopback_addresses
 from mpcache.parties.names import peer_name
 from mpcache.parties.supervise import PartyCommand, failure, supervise
 from mpcache.parties.tls import make_keys
-from mpcache.program import Twin, expected_kept
+from mpcache.program import Twin, expected_kept, policy_of
 from mpcache.program import predict as predict_run
 from mpcache.protocols.ledger import Prediction
 from mpcache.report import publish
@@ -226,6 +226,7 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     source.check()
     ids = encode_prompt(config, source, read_prompt(config))
     check_prompt(source, ids, config.max_new_tokens)
+    policy_of(config, len(ids)).fitted(source.spec).require(source.spec)
     _check_memory(config, source)
     if source.notice:
         print_warnings(console, [source.notice])

@@ -11,7 +11,7 @@ import torch
 
 from mpcache.config import RunConfig
 from mpcache.errors import MpcacheError
-from mpcache.eviction.base import Policy
+from mpcache.eviction.base import Budget, Policy
 from mpcache.eviction.registry import configured
 from mpcache.generation import Generation, Request, generate
 from mpcache.models.decoder import load_weights
@@ -23,6 +23,7 @@ from mpcache.protocols.dealer_roles import Corrections, CountingDealer, Dealing,
 from mpcache.protocols.ledger import Prediction, Scopes
 from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
 from mpcache.protocols.setting import Setting
+from mpcache.report.record import Kept
 
 if TYPE_CHECKING:
     from mpcache.parties.transport import Wires
@@ -250,22 +251,31 @@ def check_length(config: RunConfig, spec: ModelSpec, count: int) -> None:
         )
 
 
-def kept_of(result: Generation) -> dict[str, list[int]]:
+def kept_of(result: Generation) -> Kept:
     """Public counts read off a cache: stored tokens by layer, attended tokens by decode step.
 
-    A step in which layers differ counts as -1: the budget is one number for all layers.
+    A step in which layers differ has a list of them, by layer.
     """
     if result.cache is None:
         return {"static": [], "dynamic": []}
     kept = result.cache.kept
-    steps = zip(*kept.dynamic.values(), strict=True)
-    return {
-        "static": [kept.static[layer] for layer in sorted(kept.static)],
-        "dynamic": [counts[0] if len(set(counts)) == 1 else -1 for counts in steps],
-    }
+    return _by_step([kept.of(layer) for layer in sorted(kept.static)])
 
 
-def expected_kept(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> dict[str, list[int]]:
+def expected_kept(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> Kept:
     """The counts that the policy's budget asks for, in the form of `kept_of`."""
-    budget = policy_of(config, prompt_tokens).budget(prompt_tokens, config.max_new_tokens)
-    return {"static": [budget.static] * spec.layers, "dynamic": list(budget.dynamic)}
+    policy = policy_of(config, prompt_tokens).fitted(spec)
+    return _by_step(
+        [
+            policy.layer_budget(layer, prompt_tokens, config.max_new_tokens)
+            for layer in range(spec.layers)
+        ]
+    )
+
+
+def _by_step(layers: Sequence[Budget]) -> Kept:
+    steps = zip(*(layer.dynamic for layer in layers), strict=True)
+    return {
+        "static": [layer.static for layer in layers],
+        "dynamic": [counts[0] if len(set(counts)) == 1 else list(counts) for counts in steps],
+    }

@@ -30,7 +30,7 @@ from mpcache.parties.events import Events, read_secrets, watch_parent
 from mpcache.parties.names import peer_name
 from mpcache.parties.store import Session
 from mpcache.parties.transport import Wires, connect
-from mpcache.program import LENGTH, check_length, deal, kept_of, run_secure
+from mpcache.program import LENGTH, check_length, deal, kept_of, policy_of, run_secure
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Ledger
 from mpcache.report.files import run_folder, write_atomic
@@ -170,6 +170,8 @@ def _run(
     owner, client = rank == config.owner, rank == config.client
     # The others need the model's public shape only, never its weights.
     source = find(config.model, config.weights if owner else "synthetic", config.seed)
+    if owner:
+        policy_of(config, 1).require(source.spec)
     ids = None
     if client:
         ids = _prompt_ids(config, source, prompt)

@@ -29,6 +29,7 @@ TINY = ModelSpec(
     norm_eps=1e-5,
 )
 SMALL = {"clusters": [4, 2], "static_keep": 0.8, "dynamic_keep": 0.4, "sink": 1, "recent": 2}
+PREFERENCES = [1, 2, 3, 4, 5, 6, 6, 5, 4, 3, 2, 1]
 COUNTS = ("rounds", "messages", "sent_bytes", "dealt_bytes")
 
 
@@ -37,7 +38,8 @@ def _counts(entry: Any) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("protocol", ["dealer", "crypten", "crypten-3"])
-@pytest.mark.parametrize("cache", ["mpcache", "mpcache-alone", "full"])
+# cake's layers differ, and so do fastkv's before, at and behind the middle one
+@pytest.mark.parametrize("cache", ["mpcache", "mpcache-alone", "full", "cake", "fastkv"])
 def test_quick_is_whole(cache: str, protocol: str) -> None:
     suite, _, parties = protocol.partition("-")
     policy, _, alone = cache.partition("-")
@@ -47,7 +49,12 @@ def test_quick_is_whole(cache: str, protocol: str) -> None:
             "parties": int(parties or 2),
             "protocol": suite,
             "max_new_tokens": 4,
-            "cache": {"policy": policy, "share_layers": not alone, **SMALL},
+            "cache": {
+                "policy": policy,
+                "share_layers": not alone,
+                "preferences": PREFERENCES,
+                **SMALL,
+            },
         },
     )
     whole, fast = predict(config, TINY, 30), quick(config, TINY, 30)

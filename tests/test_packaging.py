@@ -41,13 +41,13 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mpcache"}
     assert len(tops) == 2
     for name in names:
-        assert name.endswith((".py", ".yaml")) or ".dist-info/" in name, name
+        assert name.endswith((".py", ".yaml", ".safetensors")) or ".dist-info/" in name, name
 
 
 def test_the_wheel_is_complete(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "mpcache"
-    for pattern in ("*.py", "*.yaml"):
+    for pattern in ("*.py", "*.yaml", "*.safetensors"):
         for path in package.rglob(pattern):
             assert f"mpcache/{path.relative_to(package).as_posix()}" in names
 

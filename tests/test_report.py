@@ -272,3 +272,9 @@ def test_the_dealer_must_have_dealt_what_was_used() -> None:
     }
     record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
     assert not build_report(record)["checks"]["measured_equals_predicted"]
+
+
+def test_counts_of_layers_that_differ_are_told_shortly() -> None:
+    assert tables.runs([]) == "none"
+    assert tables.runs([12, 12, 9]) == "12 (x2), 9"
+    assert tables.runs([[5, 9, 7], [5, 9, 7], [6, 10, 8]]) == "5 to 9 (x2), 6 to 10"

@@ -20,7 +20,11 @@ VOCAB = 64  # the embedding and the head are not measured
 
 @dataclass(frozen=True)
 class LayerJob(Job):
-    """Args: spec: `layers` of it are measured. tokens: stored before the first step, or fed."""
+    """Args:
+    spec: `layers` of it are measured.
+    policy: as it is fitted to the whole model.
+    tokens: stored before the first step, or fed.
+    """
 
     spec: ModelSpec
     policy: Policy
@@ -43,9 +47,9 @@ class DecodeJob(LayerJob):
         model, spec = self.load(machine, side), self.small()
         generator = torch.Generator().manual_seed(1)
         cache: Cache = self.policy.start(spec, self.tokens, self.steps + 1)
-        stored = self.policy.budget(self.tokens, 1).static
-        shape = (2, spec.kv_heads, stored, spec.head_dim)
         for layer in range(spec.layers):
+            stored = self.policy.layer_budget(layer, self.tokens, 1).static
+            shape = (2, spec.kv_heads, stored, spec.head_dim)
             both = machine.keep(side.share(machine, torch.randn(shape, generator=generator)))
             cache.keys[layer], cache.values[layer] = both[0], both[1]
 

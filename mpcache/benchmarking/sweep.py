@@ -72,6 +72,9 @@ class Sweep:
                 f"--layers {self.layers}: {self.model} has {self.spec().layers} layers; expected"
                 " that many at most"
             )
+        if self.kind == "prefill":
+            for cache in self.caches:
+                policy_at(cache, 1, 1).require(self.spec())
         if self.kind == "ops" and not self.operators():
             names = ", ".join(operator.name for operator in OPERATORS)
             raise UsageError(f"--only {self.only!r} is in no operator's name; there are: {names}")
@@ -137,6 +140,7 @@ def jobs(sweep: Sweep) -> Iterator[tuple[Row, Job]]:
         for context in sweep.contexts:
             for cache in sweep.caches:
                 policy = policy_at(cache, max(1, round(sweep.keep * context)), context)
+                policy = policy.fitted(sweep.spec())
                 named = {
                     "model": sweep.model,
                     "layers": sweep.layers,

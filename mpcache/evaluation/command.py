@@ -28,6 +28,10 @@ Text = Annotated[
     list[str] | None,
     typer.Option(help="A UTF-8 file; repeatable. Else Python's language reference."),
 ]
+Learned = Annotated[
+    list[str] | None,
+    typer.Option(help="A UTF-8 file; repeatable. Else docstrings of Python's library."),
+]
 Policies = Annotated[str | None, typer.Option(help="Names, with commas between; all by default.")]
 Budgets = Annotated[str, typer.Option(help="Percent of the prompt's tokens, commas between.")]
 Context = Annotated[int, typer.Option(help="Tokens of a window.")]
@@ -46,10 +50,17 @@ BUDGETS = "5,10,20,50"
 def _settings(**given: Any) -> Settings:
     from mpcache.evaluation.settings import Settings, parse_budgets, parse_policies
 
+    given["every"] = given["policies"] is None
     given["policies"] = parse_policies(given["policies"])
     given["budgets"] = parse_budgets(given["budgets"])
     given["texts"] = tuple(given.pop("text") or ())
     return Settings(**given)
+
+
+def _lessons(**given: Any) -> Settings:
+    """What a policy learns from: nothing is decoded."""
+    plain = {"decode": 1, "arithmetic": "float", "lanes": 1}
+    return _settings(policies="full", budgets="100", **plain, **given)
 
 
 def _counted(keys: int) -> int:
@@ -210,6 +221,44 @@ def longbench(
     from mpcache.evaluation import longbench as task
 
     task.run(settings, data, names, max_new_tokens, _console())
+
+
+@app.command()
+def preferences(
+    windows: Windows = 8,
+    context: Context = 1024,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Learned = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Table to write into.")] = OUT / "cake.yaml",
+) -> None:
+    """Measure what part of a budget each layer prefers, for cache policy cake; made public."""
+    given = _lessons(**locals())
+    from mpcache.evaluation import ahead
+
+    ahead.preferences(given, out, _console())
+
+
+@app.command()
+def gates(
+    windows: Windows = 24,
+    context: Context = 1024,
+    model: Model = "smollm2",
+    weights: Weights = "auto",
+    text: Learned = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="A .safetensors file; else where this host looks for them.")
+    ] = None,
+) -> None:
+    """Train the gates of cache policy attention-gate for a model, which stays as it is."""
+    given = _lessons(**{**locals(), "out": out or OUT})
+    from mpcache.evaluation import ahead
+
+    ahead.gates(given, out, _console())
 
 
 @app.command()

@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     values: Value
 
 
-class Recording:
+class Recording(KeyValueCache):
     """A cache that notes what it is asked, call by call, and passes it on."""
 
     def __init__(self, cache: KeyValueCache) -> None:
@@ -51,6 +51,12 @@ class Recording:
     ) -> Value:
         self.asked.setdefault(layer, []).append(Asked(queries, keys, values))
         return self.cache.attend(machine, layer, queries, keys, values)
+
+    def passed(self, machine: Machine, layer: int, x: Value) -> Value:
+        return self.cache.passed(machine, layer, x)
+
+    def angles(self, layer: int) -> tuple[Value, Value] | None:
+        return self.cache.angles(layer)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class _LaneMachine(PlainMachine):
         return self.inner.perform(operation, *args, **options)
 
 
-class _LaneCaches:
+class _LaneCaches(KeyValueCache):
     """Hands each lane's token to its own cache."""
 
     def __init__(self, machine: PlainMachine, lanes: Sequence[Lane]) -> None:

@@ -69,6 +69,7 @@ def prepare(settings: Settings, data: Path, only: Sequence[str], answer: int) ->
             raise UsageError(f"--tasks: {data} has no {name}.jsonl; it has {', '.join(labels)}")
     source = runner.find(settings.model, settings.weights, settings.seed)
     source.check()
+    settings = settings.able(source.spec)
     settings.check_model(source, settings.context)
     return [_job(settings, source, one, answer) for one in sets if not only or one.label in only]
 

@@ -35,6 +35,7 @@ def run(settings: Settings, keys: int, console: Console) -> dict[str, Any]:
     Raises:
         UsageError: a mistake in the input; nothing was started.
     """
+    settings = settings.able(runner.find(settings.model, settings.weights, settings.seed).spec)
     hidden = replace(settings, windows=keys, decode=1)
     for task, given in (("perplexity", settings), ("passkey", hidden)):
         runner.prepare(task, given)

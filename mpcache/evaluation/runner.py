@@ -58,7 +58,8 @@ class Job:
     def policies(self, window: int) -> dict[Key, Policy]:
         """Every policy at every budget, for the prompt of a window."""
         prompt = self.prompt_of(window)
-        return cells(self.settings.policies, self.settings.budgets, prompt)
+        found = cells(self.settings.policies, self.settings.budgets, prompt)
+        return {key: policy.fitted(self.source.spec) for key, policy in found.items()}
 
     def prompt_of(self, window: int) -> int:
         counts = self.prompt_tokens
@@ -89,6 +90,7 @@ def prepare(task: str, settings: Settings) -> Job:
     text = load_text(settings.texts)
     source = find(settings.model, settings.weights, settings.seed)
     source.check()
+    settings = settings.able(source.spec)
     settings.check_model(source, settings.context + EXTRA[task])
     return JOBS[task](settings, source, text)
 
@@ -278,7 +280,7 @@ def summarise_job(job: Job, store: Store, keys: Sequence[Key]) -> dict[str, Any]
     """The summary of the windows and policies that were asked for."""
     every = [_at(job, key, window) for key in keys for window in range(job.settings.windows)]
     wanted = {cell: store.results[cell] for cell in every}
-    warnings = []
+    warnings = [f"left out: {why}" for why in job.settings.left_out]
     if job.source.kind == "synthetic":
         warnings.append("synthetic weights: these figures say nothing about a trained model")
     return {

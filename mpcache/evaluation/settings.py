@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from mpcache.errors import UsageError
 from mpcache.eviction.base import Policy
 from mpcache.eviction.registry import policy_at, policy_names
 from mpcache.models.registry import Source, Weights
+from mpcache.models.spec import ModelSpec
 
 Arithmetic = Literal["float", "fixed"]
 FULL = "full"
@@ -29,6 +30,8 @@ class Settings:
         context: tokens of a window; the last `decode` of them are decoded one by one.
         windows: how many windows, or hidden passkeys.
         lanes: how many caches decode beside each other; memory grows with it.
+        every: the policies are all that there are, and nobody named them.
+        left_out: why some of those cannot run on the model, see `able`.
     """
 
     out: Path
@@ -44,6 +47,8 @@ class Settings:
     arithmetic: Arithmetic = "float"
     device: str = "cpu"
     lanes: int = 16
+    every: bool = False
+    left_out: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises UsageError where an option makes no sense, whatever the model."""
@@ -64,13 +69,28 @@ class Settings:
             raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
         cells(self.policies, self.budgets, self.context - self.decode)
 
+    def able(self, spec: ModelSpec) -> Settings:
+        """Where nobody named the policies, those that lack nothing to run on the model."""
+        lacks = {name: policy_at(name, 1, 1).lacks(spec) for name in self.policies}
+        if not self.every or not any(lacks.values()):
+            return self
+        names = tuple(name for name, problem in lacks.items() if not problem)
+        return replace(self, policies=names, left_out=tuple(filter(None, lacks.values())))
+
     def check_model(self, source: Source, tokens: int) -> None:
-        """Raises UsageError where `tokens` positions exceed the model's context."""
+        """Before work starts.
+
+        Raises:
+            UsageError: `tokens` positions exceed the model's context, or a policy lacks something
+                to run on it.
+        """
         if tokens > source.spec.context:
             raise UsageError(
                 f"--context {self.context} needs {tokens} positions, and {source.spec.name} has"
                 f" {source.spec.context}; choose a smaller --context"
             )
+        for name in self.policies:
+            policy_at(name, 1, 1).require(source.spec)
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import platform
 import random
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +48,18 @@ def load_text(files: Sequence[str]) -> Text:
             raise UsageError(f"the text file {file} is empty; expected UTF-8 text")
         parts.append(content)
     return Text(", ".join(Path(file).name for file in files), "\n\n".join(parts))
+
+
+def load_docstrings() -> Text:
+    """The docstrings of Python's standard library: prose and examples that nothing is tested on."""
+    parts = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                parts.append(ast.get_docstring(node) or "")
+    version = platform.python_version()
+    return Text(f"docstrings of Python {version}'s library", "\n\n".join(filter(None, parts)))
 
 
 class Windows:

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from mpcache.errors import UsageError
+from mpcache.models.decoder import KeyValueCache
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.operation import Machine, Value
@@ -16,7 +18,7 @@ from mpcache.protocols.secret import Secret
 
 @dataclass(frozen=True)
 class Budget:
-    """Public token counts: kept after prefill, and attended to in each decode step, per layer."""
+    """Public token counts of a layer: kept after prefill, and attended to in each decode step."""
 
     static: int
     dynamic: tuple[int, ...]
@@ -34,8 +36,12 @@ class Kept:
             tuple(kept) == budget.dynamic for kept in self.dynamic.values()
         )
 
+    def of(self, layer: int) -> Budget:
+        """What one layer kept."""
+        return Budget(self.static[layer], tuple(self.dynamic.get(layer, ())))
 
-class Cache(ABC):
+
+class Cache(KeyValueCache, ABC):
     """The keys and values of one run, by layer. The first call for a layer is the prefill."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -103,12 +109,38 @@ class Policy(ABC):
     def at(cls, budget_tokens: int, prompt_tokens: int) -> Policy:
         """The policy that attends to about `budget_tokens` after a prompt of `prompt_tokens`."""
 
+    def fitted(self, spec: ModelSpec) -> Policy:
+        """The policy with what it takes from a model filled in; most take nothing."""
+        return self
+
+    def lacks(self, spec: ModelSpec) -> str:
+        """What is not there to run it on a model, and what to do; empty for nothing."""
+        return ""
+
+    def require(self, spec: ModelSpec) -> None:
+        """To be called where the model is run, before work starts; not where it is only priced.
+
+        Raises:
+            UsageError: it lacks something.
+        """
+        if problem := self.lacks(spec):
+            raise UsageError(problem)
+
     @abstractmethod
     def budget(self, prompt_tokens: int, new_tokens: int) -> Budget:
-        """The public counts for a prompt and a number of generated tokens."""
+        """The public counts for a prompt and a number of generated tokens; where layers have
+        budgets of their own, what they come to on average.
+        """
+
+    def layer_budget(self, layer: int, prompt_tokens: int, new_tokens: int) -> Budget:
+        """The public counts of one layer, of the policy as it is `fitted` to a model."""
+        return self.budget(prompt_tokens, new_tokens)
 
     def layer_kind(self, layer: int) -> int:
-        """Layers of one kind send and take the same: what costs them need look at one of each."""
+        """Layers of one kind send and take the same: what costs them need look at one of each.
+
+        Of the policy as it is `fitted`.
+        """
         return 0
 
     @abstractmethod

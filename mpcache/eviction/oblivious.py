@@ -10,6 +10,7 @@ from mpcache.eviction.base import causal_mask
 from mpcache.protocols.arithmetic import matmul
 from mpcache.protocols.comparison import negative, pick
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.public import read
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.selection import compact, places
 from mpcache.protocols.softmax import Weighted, attend, scores_of
@@ -43,6 +44,20 @@ class Top:
             chosen = compact(machine, self.placed, x[:, self.first : self.last], self.count)
             parts.insert(1, machine.keep(chosen) if kept else chosen)
         return machine.cat(parts, 1)
+
+    def read(self, machine: Machine, table: torch.Tensor) -> Value:
+        """What a public table [tokens, width] says of the tokens that stay, for `rows` [k, n].
+
+        Nothing is sent. Public where the tokens that stay are.
+        """
+        if self.rows is None:
+            return torch.cat([table[: self.first], table[self.last :]])
+        middle = read(machine, self.rows, table[self.first : self.last])
+        if isinstance(middle, torch.Tensor):
+            table = table.to(middle)
+        ends = [table[: self.first], table[self.last :]]
+        known = [machine.shift(machine.zeros_like(middle, tuple(end.shape)), end) for end in ends]
+        return machine.cat([known[0], middle, known[1]], 0)
 
     def stored(self, machine: Machine, keys: Value, values: Value) -> tuple[Value, Value]:
         """Keys and values [heads, tokens, head_dim] of the tokens that stay, masked once."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mpcache.errors import UsageError
+from mpcache.eviction.attention_gate import AttentionGate
 from mpcache.eviction.base import Policy
+from mpcache.eviction.cake import Cake
 from mpcache.eviction.clusterkv import ClusterKV
 from mpcache.eviction.d2o import D2O
 from mpcache.eviction.ems import EMS
+from mpcache.eviction.fastkv import FastKV
 from mpcache.eviction.full import Full
 from mpcache.eviction.h2o import H2O
 from mpcache.eviction.kvcrush import KVCrush
@@ -26,8 +30,8 @@ from mpcache.eviction.treekv import TreeKV
 from mpcache.eviction.windowkv import WindowKV
 
 KINDS: tuple[type[Policy], ...] = (
-    Full, MPCache, MPCachePaper, ClusterKV, D2O, EMS, H2O, KVCrush, Quest, Scissorhands, SnapKV,
-    Streaming, TOVA, TreeKV, WindowKV, Oracle,
+    Full, MPCache, MPCachePaper, AttentionGate, Cake, ClusterKV, D2O, EMS, FastKV, H2O, KVCrush,
+    Quest, Scissorhands, SnapKV, Streaming, TOVA, TreeKV, WindowKV, Oracle,
 )  # fmt: skip
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in KINDS}
 
@@ -48,7 +52,8 @@ def make_policy(name: str, **options: Any) -> Policy:
 def configured(name: str, prompt_tokens: int, options: Mapping[str, Any]) -> Policy:
     """The policy that a configuration's section `cache` asks for.
 
-    `mpcache` reads the section's fields; the others attend to the share `keep` of the prompt.
+    `mpcache` reads the section's fields; the others attend to the share `keep` of the prompt, and
+    `cake` gives its layers what `preferences` say.
     """
     if name == MPCache.name:
         return make_policy(name, **options)
@@ -56,7 +61,10 @@ def configured(name: str, prompt_tokens: int, options: Mapping[str, Any]) -> Pol
         raise UsageError(
             f"cache policy {name} runs in plaintext only, in `mpcache eval`; choose another one"
         )
-    return policy_at(name, max(1, share_of(options["keep"], prompt_tokens)), prompt_tokens)
+    policy = policy_at(name, max(1, share_of(options["keep"], prompt_tokens)), prompt_tokens)
+    if isinstance(policy, Cake):
+        return replace(policy, preferences=tuple(options.get("preferences", ())))
+    return policy
 
 
 def policy_names() -> list[str]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.eviction.full import FullCache
-from mpcache.eviction.oblivious import top
+from mpcache.eviction.oblivious import Top, top
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.softmax import attention
@@ -54,21 +54,30 @@ class SnapKVCache(FullCache):
     def prefill(
         self, machine: Machine, layer: int, queries: Value, keys: Value, values: Value
     ) -> Value:
-        tokens, kept = keys.shape[1], self.policy.budget(keys.shape[1], 1).static
+        tokens = keys.shape[1]
+        kept = self.policy.layer_budget(layer, tokens, 1).static
         evicts = kept < tokens
         observed = self.policy.observed if evicts else 0
         mask = causal_mask(tokens, keys)
         context, weights = attention(machine, queries, keys, values, mask, observed)
         if evicts:
             with machine.scope("evict"):
-                votes = weights.sum(2).sum(1)
-                votes = self._pooled(machine, votes[:, : tokens - observed])
+                votes = self._votes(machine, weights[..., : tokens - observed])
+                votes = self._pooled(machine, votes)
                 ends = votes[:, :1].expand(votes.shape[0], observed)  # always kept, not compared
                 votes = machine.cat([votes, ends], 1)
-                chosen = top(machine, votes, kept, 0, observed)
+                chosen = self._chosen(machine, layer, votes, kept)
                 keys, values = chosen.stored(machine, keys, values)
         self.keys[layer], self.values[layer] = keys, values
         return context
+
+    def _votes(self, machine: Machine, weights: Value) -> Value:
+        """Votes [kv_heads, tokens], from the window's weights [kv_heads, group, window, tokens]."""
+        return weights.sum(2).sum(1)
+
+    def _chosen(self, machine: Machine, layer: int, votes: Value, kept: int) -> Top:
+        """The `kept` tokens with the most votes [kv_heads, tokens], and the window."""
+        return top(machine, votes, kept, 0, self.policy.observed)
 
     def _pooled(self, machine: Machine, votes: Value) -> Value:
         """Sums [kv_heads, tokens] over a token and its neighbours; there are none beyond ends."""

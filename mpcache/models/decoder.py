@@ -33,6 +33,16 @@ class KeyValueCache(Protocol):
         """
         ...
 
+    def passed(self, machine: Machine, layer: int, x: Value) -> Value:
+        """Those of the activations x [tokens, hidden] behind a layer's attention that go on."""
+        return x
+
+    def angles(self, layer: int) -> tuple[Value, Value] | None:
+        """cos and sin [tokens, head_dim / 2] for a layer whose tokens stand at other positions
+        than one after the other; they may be secret. None elsewhere.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Model:
@@ -88,7 +98,7 @@ def forward(
     x = embedded(machine, model, tokens, start, count)
     for layer in range(model.spec.layers):
         x = decoder_layer(machine, model, layer, x, start, cache)
-    return logits_of(machine, model, x[count - 1 : count])
+    return logits_of(machine, model, x[-1:])
 
 
 def embedded(machine: Machine, model: Model, tokens: Value, start: int, count: int) -> Value:
@@ -118,9 +128,13 @@ def logits_of(machine: Machine, model: Model, x: Value) -> Value:
 def decoder_layer(
     machine: Machine, model: Model, layer: int, x: Value, start: int, cache: KeyValueCache
 ) -> Value:
-    """Activations [tokens, hidden] of positions from `start` on, through one layer."""
+    """Activations [tokens, hidden] of positions from `start` on, through one layer.
+
+    The cache may hold some of a prompt's tokens back: there are fewer then.
+    """
     with machine.scope(f"layer{layer}"):
         x = _attention_block(machine, model, layer, x, start, cache)
+        x = cache.passed(machine, layer, x)
         return _ffn_block(machine, model, layer, x)
 
 
@@ -150,7 +164,8 @@ def _attention_block(
         values = parts[1].reshape(count, heads, width)
         keys, values = keys.transpose(0, 1), values.transpose(0, 1)
         if spec.positions == "rotary":
-            queries, keys = _rotate(machine, spec, start, queries, keys)
+            angles = cache.angles(layer) or rotary_tables(spec, start, count)
+            queries, keys = _rotate(machine, spec, angles, queries, keys)
         context = cache.attend(machine, layer, queries, keys, values)
         context = context.permute(2, 0, 1, 3).reshape(count, query_width)
         with machine.scope("output"):
@@ -162,13 +177,12 @@ def _attention_block(
 
 
 def _rotate(
-    machine: Machine, spec: ModelSpec, start: int, queries: Value, keys: Value
+    machine: Machine, spec: ModelSpec, angles: tuple[Value, Value], queries: Value, keys: Value
 ) -> tuple[Value, Value]:
     """Queries and keys rotated together, as heads of one tensor."""
     count = keys.shape[1]
-    cos, sin = rotary_tables(spec, start, count)
     flat = queries.reshape(spec.heads, count, spec.head_dim)
-    both = rotary(machine, machine.cat([flat, keys], 0), cos, sin)
+    both = rotary(machine, machine.cat([flat, keys], 0), *angles)
     return both[: spec.heads].reshape(*queries.shape), both[spec.heads :]
 
 

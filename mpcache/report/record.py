@@ -18,7 +18,7 @@ TIMES = ("seconds", "wait_seconds", "dealer_seconds")
 COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
 
 ScopeTable = Mapping[str, Mapping[str, float]]
-Kept = Mapping[str, list[int]]
+Kept = Mapping[str, list[int | list[int]]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class PartyRecord:
     Attributes:
         scopes: as in `PredictedParty`, with ``seconds`` and ``wait_seconds`` besides the counts.
         phase_seconds: wall time of ``setup``, ``prefill`` and ``decode``.
-        kept: public token counts: ``static`` by layer, ``dynamic`` by decode step.
+        kept: public token counts: ``static`` by layer, ``dynamic`` by decode step, and by layer
+            within a step where layers differ.
         peers: rank of a peer -> ``sent_bytes`` and ``received_bytes`` on that wire, where counted.
     """
 

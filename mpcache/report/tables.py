@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -180,14 +181,12 @@ def exact(value: int | list[int]) -> str:
     return f"{value:,}"
 
 
-def runs(counts: list[int]) -> str:
-    """``12 x 30`` for thirty equal layers."""
-    if not counts:
-        return "none"
-    parts: list[list[int]] = []
-    for count in counts:
-        if parts and parts[-1][0] == count:
-            parts[-1][1] += 1
-        else:
-            parts.append([count, 1])
-    return ", ".join(f"{count} (x{times})" if times > 1 else f"{count}" for count, times in parts)
+def runs(counts: Sequence[int | Sequence[int]]) -> str:
+    """``12 (x30)`` for thirty equal layers; ``9 to 12`` where a step's layers differ."""
+    said = [
+        f"{count}" if isinstance(count, int) else f"{min(count)} to {max(count)}"
+        for count in counts
+    ]
+    groups = [(text, len(list(equal))) for text, equal in itertools.groupby(said)]
+    parts = [f"{text} (x{times})" if times > 1 else text for text, times in groups]
+    return ", ".join(parts) or "none"

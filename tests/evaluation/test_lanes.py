@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from eviction.gates import drawn
 from protocols.tiny import LLAMA, MPCACHE, OPT, OPT_350M, PROMPT, weights
 
 from mpcache.errors import MpcacheError
@@ -54,12 +55,13 @@ POLICIES: list[Policy] = [SMALL, *(policy_at(name, 8, len(PROMPT)) for name in p
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_replay_equals_the_real_prefill_bit_for_bit(spec: ModelSpec, policy: Policy) -> None:
     runner = engine(spec)
-    lane = runner.start(policy, runner.prefill(PROMPT), NEW)
-    real = generate(runner.machine, runner.model, policy, Request(PROMPT, len(PROMPT), 1,
-                                                                  keep_logits=True))  # fmt: skip
-    assert torch.equal(lane.logits, real.logits[0].reshape(-1))
-    cache = policy.start(spec, len(PROMPT), NEW)
-    runner._forward(PROMPT, cache)
+    with drawn():
+        lane = runner.start(policy, runner.prefill(PROMPT), NEW)
+        request = Request(PROMPT, len(PROMPT), 1, keep_logits=True)
+        real = generate(runner.machine, runner.model, policy, request)
+        assert torch.equal(lane.logits, real.logits[0].reshape(-1))
+        cache = policy.start(spec, len(PROMPT), NEW)
+        runner._forward(PROMPT, cache)
     assert cache.kept == lane.cache.kept
     mine, theirs = state(lane.cache), state(cache)
     assert len(mine) == len(theirs) > 2 * spec.layers - 1

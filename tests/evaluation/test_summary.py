@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from mpcache.evaluation import runner, tables
 from mpcache.evaluation.store import Cell, Subject
 from mpcache.evaluation.summary import mean_and_error, summarise
+from mpcache.eviction.registry import policy_names
 
 from .tiny import call, source
 
@@ -102,6 +104,22 @@ def test_every_task_writes_its_table_and_chart(
     assert "| full " in page and "| mpcache | 40 " in page and "text.txt" in page
     assert (tmp_path / f"{task}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / f"{task}.svg").stat().st_size > 2000
+
+
+def test_where_nobody_named_them_policies_that_cannot_run_are_left_out(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "find", source)
+    options = ("--budgets", 40, "--context", 120, "--windows", 1, "--decode", 2)
+    done = call("perplexity", *options, "--text", text, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "perplexity.json").read_text())
+    able = [name for name in policy_names() if name != "attention-gate"]
+    assert [row["policy"] for row in result["rows"]] == able
+    (warning,) = result["warnings"]
+    assert warning.startswith("left out: cache policy attention-gate has no gates for tiny; train")
+    named = call("perplexity", *options, "--policies", "attention-gate", "--out", tmp_path)
+    assert named.exit_code == 2 and "has no gates for tiny" in named.output
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,10 @@ def walk(policy: Policy, activations: Activations) -> Callable[..., list[Any]]:
                             values[:, first:last],
                         )
                     )
-        budget = policy.budget(prompt, steps + 1)
-        assert cache.kept.matches(budget), (cache.kept, budget)
+        fitted = policy.fitted(SPEC)
+        for layer in layers:
+            budget = fitted.layer_budget(layer, prompt, steps + 1)
+            assert cache.kept.of(layer) == budget, (layer, cache.kept, budget)
         assert set(cache.kept.static) == set(layers)
         program.cache = cache  # type: ignore[attr-defined]
         return [*contexts, *cache.keys.values(), *cache.values.values()]

@@ -151,7 +151,7 @@ class Oracle(NaiveCache):
         return [stored[i] for i in best]
 
 
-NAIVE: dict[str, type[NaiveCache]] = {
+NAMED: dict[str, type[NaiveCache]] = {
     "clusterkv": ClusterKV,
     "d2o": D2O,
     "ems": EMS,

@@ -21,10 +21,12 @@ from mpcache.protocols.operation import Operation, PlainMachine
 from mpcache.protocols.selection import best, rank, top_k
 from mpcache.protocols.setting import Setting
 
-from .harness import Activations, random_activations, walk
+from .harness import SPEC, Activations, random_activations, walk
 from .naive import walk_naive
-from .naive_known import NAIVE
+from .naive_known import NAMED
+from .naive_layers import LAYERED
 
+NAIVE = {**NAMED, **LAYERED}
 # Shares move what is compared by some tens of units, of 2^-16.
 CLEAR = 0.001
 
@@ -68,7 +70,7 @@ def test_equals_brute_force(
     name: str, data: st.DataObject, seed: int, heads: int, group: int, prompt: int, steps: int
 ) -> None:
     budget = data.draw(st.integers(1, prompt))
-    policy = policy_at(name, budget, prompt)
+    policy = policy_at(name, budget, prompt).fitted(SPEC)
     activations = random_activations(seed, [0, 1], heads, group, prompt, steps, 4)
     results = walk(policy, activations)(PlainMachine(Setting()), *activations.tensors)
     expected = walk_naive(NAIVE, policy, activations)

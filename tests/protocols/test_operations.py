@@ -27,6 +27,7 @@ from mpcache.protocols.functions import (
 )
 from mpcache.protocols.greatest import argmax
 from mpcache.protocols.norm import norm
+from mpcache.protocols.public import read
 from mpcache.protocols.rotary import rotary
 from mpcache.protocols.selection import rank, top_k
 from mpcache.protocols.softmax import attention, softmax
@@ -111,6 +112,8 @@ TABLES = (
     torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64),
 )
 ANGLES = between(-3.2, 3.2, 7, 3)
+TABLE = grid(normal(63, 3))
+ROWS = torch.eye(63, dtype=torch.float64)[[0, 62, 7, 7, 31]]
 TIED = torch.tensor([[1.0, 2, 2, -3, 2], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1]], dtype=torch.float64)
 
 
@@ -162,6 +165,10 @@ SUMS = [
     Case("settle-nothing", settle, (normal(63),), lambda x: x),
     Case("rotary", partial(rotary, cos=ANGLES.cos(), sin=ANGLES.sin()), (normal(2, 7, 6),),
          lambda x: rotated(x, ANGLES.cos(), ANGLES.sin()), bounds.rotary),
+    Case("rotary-secret", rotary, (normal(5, 7, 6), ANGLES.cos(), ANGLES.sin()), rotated, one_cut),
+    Case("rotary-secret-1", rotary, (normal(1, 1, 2), *between(-1, 1, 2, 1, 1)), rotated, one_cut),
+    *(Case(f"read-{k}", partial(read, table=TABLE), (ROWS[:k],), lambda rows: rows @ TABLE,
+           fracs=(0,)) for k in (0, 1, 5)),
 ]  # fmt: skip
 COMPARISONS = [
     *(Case(f"negative-{n}", negative, (normal(n),), lambda x: (x < 0).double())

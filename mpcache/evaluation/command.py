@@ -26,7 +26,10 @@ Model = Annotated[str, typer.Option(help="A name from `mpcache models`, or a fol
 Weights = Annotated[str, typer.Option(help="auto, required or synthetic.")]
 Text = Annotated[
     list[str] | None,
-    typer.Option(help="A UTF-8 file; repeatable. Else Python's language reference."),
+    typer.Option(
+        help="A UTF-8 file, or the name of a text that every installation has:"
+        " pydoc_data.topics (the default) or networkx; repeatable."
+    ),
 ]
 Policies = Annotated[str | None, typer.Option(help="Names, with commas between; all by default.")]
 Budgets = Annotated[str, typer.Option(help="Percent of the prompt's tokens, commas between.")]
@@ -214,11 +217,18 @@ def longbench(
 
 @app.command()
 def readme(
-    source: Annotated[Path, typer.Option("--from", help="Folder that `eval pareto` wrote.")] = OUT,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Folder that `eval pareto` wrote, runs/eval by default; repeatable: the same"
+            " policies and budgets on other texts go beside it.",
+        ),
+    ] = None,
     file: Annotated[Path, typer.Option(help="Markdown file with the markers.")] = Path("README.md"),
 ) -> None:
-    """Write the table of `eval pareto` between its markers in the README, its chart to docs/."""
+    """Write the table of `eval pareto` between its markers in the README, its charts to docs/."""
     from mpcache.evaluation.readme import write
 
-    for path in write(source, file):
+    for path in write(source or [OUT], file):
         typer.echo(f"written: {path}")

@@ -180,7 +180,9 @@ class RunConfig(_Section):
     chat: bool = Field(True, description="true or false: use the model's chat form where known")
     max_new_tokens: int = Field(16, ge=1, description="a number of tokens, 1 or more")
     verify: bool = Field(False, description="true or false: open logits to compare them")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="cpu or cuda, where the plaintext twin works; shares stay on the CPU"
+    )
     report: str | None = Field(None, description="a folder, or nothing for runs/<id>")
     store: str | None = Field(
         None, min_length=1, description="a folder of correlations dealt ahead, or nothing"
@@ -324,3 +326,16 @@ def read_prompt(config: RunConfig) -> str:
             " prompt into it or use --prompt"
         )
     return text
+
+
+def refuse_gpu(config: RunConfig) -> None:
+    """What works on shares or correlations works on the CPU.
+
+    Raises:
+        UsageError: `device` is cuda.
+    """
+    if config.device == "cuda":
+        raise UsageError(
+            "device cuda is for the plaintext twin (launch, generate, eval); parties and the dealer"
+            " work on the CPU: leave device out, or say device: cpu"
+        )

@@ -39,7 +39,7 @@ Windows = Annotated[int, typer.Option(help="Windows of text.")]
 Keys = Annotated[int, typer.Option("--keys", help="Hidden passkeys, each at its own depth.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which windows and keys; synthetic weights.")]
 Arithmetic = Annotated[str, typer.Option(help="float, or fixed: rounded as the parties' numbers.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda; cuda with float arithmetic only.")]
 Lanes = Annotated[int, typer.Option(help="Caches that decode beside each other; takes memory.")]
 
 OUT = Path("runs/eval")

@@ -45,10 +45,12 @@ bench: setup
 	$(BENCH) ops
 	$(BENCH) readme
 
-# Accuracy of every cache policy against its price on shares; what runs/eval has is not run again.
+# Accuracy of every cache policy against its price on shares, on two texts; takes many hours.
+# What the folders have is not run again.
 eval: setup
 	$(BIN)/mpcache eval pareto --out runs/eval
-	$(BIN)/mpcache eval readme --from runs/eval
+	$(BIN)/mpcache eval pareto --text networkx --out runs/eval-networkx
+	$(BIN)/mpcache eval readme --from runs/eval --from runs/eval-networkx
 
 # One prompt through each cache and the stock baseline, all processes; one page of them all.
 runs: setup

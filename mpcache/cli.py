@@ -71,7 +71,10 @@ Cache = Annotated[str | None, typer.Option(help="The cache policy; see `mpcache 
 Network = Annotated[
     str | None, typer.Option(help="local, lan, wan, wan-slow, or RTT,MBPS to emulate.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu or cuda: where the plaintext twin works. Shares stay on the CPU."),
+]
 Weights = Annotated[str | None, typer.Option(help="auto, required or synthetic.")]
 Report = Annotated[str | None, typer.Option(help="Folder of the results; runs/<id> by default.")]
 StoreOf = Annotated[

@@ -193,7 +193,9 @@ class RunConfig(_Section):
         description=f"a number from 0 (the likeliest token) to {MOST_TEMPERATURE:g}",
     )
     verify: bool = Field(False, description="true or false: open logits to compare them")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="cpu or cuda, where the plaintext twin works; shares stay on the CPU"
+    )
     report: str | None = Field(None, description="a folder, or nothing for runs/<id>")
     store: str | None = Field(
         None, min_length=1, description="a folder of correlations dealt ahead, or nothing"
@@ -352,3 +354,16 @@ def read_prompt(config: RunConfig) -> str:
             " prompt into it or use --prompt"
         )
     return text
+
+
+def refuse_gpu(config: RunConfig) -> None:
+    """What works on shares or correlations works on the CPU.
+
+    Raises:
+        UsageError: `device` is cuda.
+    """
+    if config.device == "cuda":
+        raise UsageError(
+            "device cuda is for the plaintext twin (launch, generate, eval); parties and the dealer"
+            " work on the CPU: leave device out, or say device: cpu"
+        )

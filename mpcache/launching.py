@@ -67,6 +67,8 @@ def launch(config: RunConfig, console: Console) -> int:
         MpcacheError: the run failed, or its checks did.
     """
     source, ids = _prepare(config, console)
+    if config.device == "cuda":
+        console.print("device cuda: the plaintext twin runs on the GPU, the parties on the CPU")
     supply = "" if config.store is None else check_both(config, source.spec, len(ids))
     run_id = new_run_id()
     folder = run_folder(config, run_id)
@@ -302,6 +304,7 @@ def _store_of(config: RunConfig, rank: int) -> list[str]:
 def _party_config(config: RunConfig, scratch: Path) -> Path:
     """Write what the parties need: addresses and throw-away keys filled in, the prompt left out."""
     values = yaml.safe_load(to_yaml(config))
+    values["device"] = "cpu"  # the twin's is not theirs
     network = values["network"]
     if not network["addresses"]:
         addresses = loopback_addresses(config.processes)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from mpcache.config import BUILT_IN_PROMPT, RunConfig
+from mpcache.config import BUILT_IN_PROMPT, RunConfig, refuse_gpu
 from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
 from mpcache.kernels.prg import SEED_BYTES, Stream
@@ -166,6 +166,7 @@ def _run(
     session: str,
     verified: bool = False,
 ) -> int:
+    refuse_gpu(config)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
     owner, client = rank == config.owner, rank == config.client
     # The others need the model's public shape only, never its weights.
@@ -226,6 +227,7 @@ def _deal(config: RunConfig, voice: Any, session: str) -> int:
             "with a store the parties need no live dealer; leave out store, or deal one ahead"
             " with --sessions"
         )
+    refuse_gpu(config)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
     source = find(config.model, "synthetic", config.seed)
     voice.where("connect")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mpcache import __version__
-from mpcache.config import RunConfig
+from mpcache.config import RunConfig, refuse_gpu
 from mpcache.costing import quick
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.kernels.prg import SEED_BYTES, Stream
@@ -76,6 +76,7 @@ def deal_ahead(config: RunConfig, prompt_tokens: int, sessions: int, console: Co
     """
     assert config.store is not None
     folder = Path(config.store).absolute()
+    refuse_gpu(config)
     if config.protocol != "dealer":
         raise UsageError(f"protocol {config.protocol} has no dealer; set protocol: dealer")
     spec = find(config.model, "synthetic", config.seed).spec

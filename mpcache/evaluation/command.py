@@ -26,7 +26,10 @@ Model = Annotated[str, typer.Option(help="A name from `mpcache models`, or a fol
 Weights = Annotated[str, typer.Option(help="auto, required or synthetic.")]
 Text = Annotated[
     list[str] | None,
-    typer.Option(help="A UTF-8 file; repeatable. Else Python's language reference."),
+    typer.Option(
+        help="A UTF-8 file, or the name of a text that every installation has:"
+        " pydoc_data.topics (the default) or networkx; repeatable."
+    ),
 ]
 Learned = Annotated[
     list[str] | None,
@@ -40,7 +43,7 @@ Windows = Annotated[int, typer.Option(help="Windows of text.")]
 Keys = Annotated[int, typer.Option("--keys", help="Hidden passkeys, each at its own depth.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which windows and keys; synthetic weights.")]
 Arithmetic = Annotated[str, typer.Option(help="float, or fixed: rounded as the parties' numbers.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda; cuda with float arithmetic only.")]
 Lanes = Annotated[int, typer.Option(help="Caches that decode beside each other; takes memory.")]
 
 OUT = Path("runs/eval")
@@ -263,11 +266,18 @@ def gates(
 
 @app.command()
 def readme(
-    source: Annotated[Path, typer.Option("--from", help="Folder that `eval pareto` wrote.")] = OUT,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Folder that `eval pareto` wrote, runs/eval by default; repeatable: the same"
+            " policies and budgets on other texts go beside it.",
+        ),
+    ] = None,
     file: Annotated[Path, typer.Option(help="Markdown file with the markers.")] = Path("README.md"),
 ) -> None:
-    """Write the table of `eval pareto` between its markers in the README, its chart to docs/."""
+    """Write the table of `eval pareto` between its markers in the README, its charts to docs/."""
     from mpcache.evaluation.readme import write
 
-    for path in write(source, file):
+    for path in write(source or [OUT], file):
         typer.echo(f"written: {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -89,6 +90,7 @@ def summary(
         "command": command(settings, keys),
         "subject": about["subject"],
         "text": about["text"],
+        "text_sha256": about["text_sha256"],
         "machine": describe_machine(),
         "warnings": about["warnings"],
         "prices": prices["about"],
@@ -114,6 +116,7 @@ def command(settings: Settings, keys: int) -> str:
     """The command line that gives the same figures."""
     budgets = ",".join(f"{budget:g}" for budget in settings.budgets)
     words = ["mpcache eval pareto", f"--model {settings.model}" * (settings.model != "smollm2")]
+    words += [f"--text {Path(name).name}" for name in settings.texts]
     words += [f"--policies {','.join(settings.policies)}", f"--budgets {budgets}"]
     words += [f"--windows {settings.windows} --keys {keys} --context {settings.context}"]
     words += [f"--decode {settings.decode} --seed {settings.seed} --out DIR"]
@@ -123,17 +126,29 @@ def command(settings: Settings, keys: int) -> str:
 # --- what is written -----------------------------------------------------------------------------
 
 
+PRICES = ("rounds", "online MB", "dealt MB", "lan s", "wan s")
+
+
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; marks tell on which axes of price a row is in front."""
-    header = ["policy", "budget %", "attended", "perplexity ratio", "passkey"]
-    header += ["rounds", "online MB", "dealt MB", "lan s", "wan s"]
-    body = []
-    for row in rows:
-        cells_ = [str(row["policy"]), f"{row['budget']:g}", f"{row['attended']:.0f}"]
-        cells_ += [tables.with_error(row["ratio"], row["ratio_error"])]
-        cells_ += [tables.with_error(row["exact"], row["exact_error"])]
-        body.append([*cells_, *(_price(row, axis) for axis in AXES)])
-    return header, body
+    header = ["policy", "budget %", "attended", "perplexity ratio", "passkey", *PRICES]
+    return header, [
+        [*named(row), accuracy(row, "ratio"), accuracy(row, "exact"), *priced_cells(row)]
+        for row in rows
+    ]
+
+
+def named(row: Row) -> list[str]:
+    return [str(row["policy"]), f"{row['budget']:g}", f"{row['attended']:.0f}"]
+
+
+def accuracy(row: Row, measure: str) -> str:
+    return tables.with_error(row[measure], row[f"{measure}_error"])
+
+
+def priced_cells(row: Row) -> list[str]:
+    """What a token costs, in the order of `PRICES`, with the row's marks."""
+    return [_price(row, axis) for axis in AXES]
 
 
 def _price(row: Row, axis: str) -> str:
@@ -148,8 +163,9 @@ def _price(row: Row, axis: str) -> str:
     return f"{shown} {marks}".rstrip()
 
 
-def notes(result: Mapping[str, Any]) -> str:
-    """What the figures are: the text around every table and chart of them."""
+def notes(result: Mapping[str, Any], texts: int = 1) -> str:
+    """What the figures are: the text around every table and chart of them, on so many texts."""
+    everywhere = " on every text" if texts > 1 else ""
     plain = [row["policy"] for row in result["rows"] if not row["oblivious"]]
     unpriced = f" No price: {', '.join(dict.fromkeys(plain))} (plaintext only)." if plain else ""
     prices = result["prices"]
@@ -160,7 +176,7 @@ def notes(result: Mapping[str, Any]) -> str:
         f" one decode step of the whole model in suite `{prices['protocol']}` after"
         f" {prices['prompt_tokens']:,} tokens, counted without data; online bytes are those of both"
         f" parties. {prices['seconds']} Marked: no other policy or budget is as good at a lower"
-        f" price, in perplexity (\\*) or in passkeys (†).{unpriced}"
+        f" price{everywhere}, in perplexity (\\*) or in passkeys (†).{unpriced}"
     )
 
 
@@ -174,8 +190,12 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table alone; the mark of perplexity is escaped."""
-    header, body = table(result["rows"])
+    """The table alone."""
+    return marked(*table(result["rows"]))
+
+
+def marked(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Markdown of cells with marks; that of perplexity is escaped."""
     star = MARKS["ratio"]
     return tables.markdown(header, [[cell.replace(star, f"\\{star}") for cell in r] for r in body])
 

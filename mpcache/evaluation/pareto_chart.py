@@ -49,7 +49,7 @@ def draw(result: Mapping[str, Any], path: Path) -> list[Path]:
         subject = result["subject"]
         figure.suptitle(
             f"Accuracy against the predicted price of a token on shares: {subject['model']},"
-            f" {subject['context']:,} tokens; numbers are budgets in percent"
+            f" {subject['context']:,} tokens of {result['text']}; numbers are budgets in percent"
         )
         figure.canvas.draw()
         for line, measure in zip(grid, ROWS, strict=True):

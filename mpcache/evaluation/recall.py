@@ -14,7 +14,7 @@ from mpcache.evaluation.tasks import Key, Say
 from mpcache.eviction.base import Policy
 from mpcache.eviction.full import Full
 from mpcache.models.decoder import forward
-from mpcache.protocols.operation import Operation, PlainMachine
+from mpcache.protocols.operation import Fused, Operation, PlainMachine
 from mpcache.protocols.softmax import attend
 
 SINK = 4  # first tokens, which draw much attention and tell little
@@ -114,6 +114,8 @@ class _ScoreMachine(PlainMachine):
         return self.scores
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
+        if isinstance(operation, Fused):
+            return operation.run(self, *args, **options)
         if operation is attend:
             self._note(*args, **options)
         return self.inner.perform(operation, *args, **options)

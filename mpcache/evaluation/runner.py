@@ -202,8 +202,7 @@ class Loaded:
 
 def run_job(job: Job, store: Store, console: Console, loaded: Loaded) -> dict[str, Any]:
     """Measure what a job misses in the store, and publish it."""
-    if job.source.notice:
-        print_warnings(console, [job.source.notice])
+    print_warnings(console, [text for text in (job.source.notice, job.text.notice) if text])
     every = {window: job.policies(window) for window in range(job.settings.windows)}
     missing = {
         window: {
@@ -283,11 +282,14 @@ def summarise_job(job: Job, store: Store, keys: Sequence[Key]) -> dict[str, Any]
     warnings = [f"left out: {why}" for why in job.settings.left_out]
     if job.source.kind == "synthetic":
         warnings.append("synthetic weights: these figures say nothing about a trained model")
+    if job.text.notice:
+        warnings.append(job.text.notice)
     return {
         "version": __version__,
         "task": job.task,
         "subject": asdict(job.subject),
         "text": job.text.origin,
+        "text_sha256": job.text.sha256,
         "machine": describe_machine(),
         "warnings": warnings,
         "rows": summarise(wanted, job.task, job.subject),

@@ -7,12 +7,14 @@ import hashlib
 import platform
 import random
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata, util
 from pathlib import Path
 
 from mpcache.config_layers import read_text
 from mpcache.errors import UsageError
+from mpcache.evaluation.prose import prose
 from mpcache.models.tokenizer import Codec
 
 DEFAULT = "pydoc_data.topics"
@@ -20,34 +22,107 @@ DEFAULT = "pydoc_data.topics"
 
 @dataclass(frozen=True)
 class Text:
-    """What is read, and where it comes from; `digest` names it in results."""
+    """What is read, and where it comes from; `sha256` says which text it is, whatever its name.
+
+    `notice` says where a built-in text is another than the one that was recorded.
+    """
 
     origin: str
     content: str
+    notice: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content.encode()).hexdigest()
 
     @property
     def digest(self) -> str:
-        """The first 16 hexadecimal digits of its SHA-256."""
-        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+        """The first 16 hexadecimal digits, which name it in results."""
+        return self.sha256[:16]
 
 
-def load_text(files: Sequence[str]) -> Text:
-    """The text of `files` one after the other, or Python's language reference if there are none.
+@dataclass(frozen=True)
+class BuiltIn:
+    """A text that comes with Python or with what mpcache needs.
+
+    Attributes:
+        about: what it is.
+        read: the text, and the version of what it comes with.
+        version, sha256: of the text that was recorded; other versions have other texts.
+    """
+
+    about: str
+    read: Callable[[], tuple[str, str]]
+    version: str
+    sha256: str
+
+
+def _topics() -> tuple[str, str]:
+    from pydoc_data.topics import topics
+
+    content = "\n\n".join(topics[name] for name in sorted(topics))
+    return content, f"Python {platform.python_version()}"
+
+
+def _networkx() -> tuple[str, str]:
+    found = util.find_spec("networkx")
+    if found is None or found.origin is None:
+        raise UsageError("--text networkx: that package, which torch needs, is not installed here")
+    return prose(Path(found.origin).parent), f"networkx {metadata.version('networkx')}"
+
+
+BUILT_IN = {
+    DEFAULT: BuiltIn(
+        "Python's language reference",
+        _topics,
+        "Python 3.11.7",
+        "71f2ff5d99bdc1f9c48c5c2353ad138201c5ca1c377e0226857ef8fa89b8bcee",
+    ),
+    "networkx": BuiltIn(
+        "what networkx, which torch brings, says about graphs: the sentences of its docstrings",
+        _networkx,
+        "networkx 3.6.1",
+        "fa731b25ed8665f7617fa6be72fb5e141d0b384cb237d5f1d99f15252e3a3bdf",
+    ),
+}
+
+
+def load_text(names: Sequence[str]) -> Text:
+    """Built-in texts and files one after the other; Python's language reference if none is named.
+
+    Args:
+        names: of `BUILT_IN`, or paths (a file of such a name is ``./NAME``).
 
     Raises:
         UsageError: a file is missing, not UTF-8 or empty.
     """
-    if not files:
-        from pydoc_data.topics import topics
+    texts = [_one(name) for name in names or (DEFAULT,)]
+    origin = ", ".join(text.origin for text in texts)
+    notices = " ".join(text.notice for text in texts if text.notice)
+    return Text(origin, "\n\n".join(text.content for text in texts), notices)
 
-        return Text(DEFAULT, "\n\n".join(topics[name] for name in sorted(topics)))
-    parts = []
-    for file in files:
-        content = read_text(file, "the text file").strip()
+
+def _one(name: str) -> Text:
+    known = BUILT_IN.get(name)
+    if known is None:
+        try:
+            content = read_text(name, "the text file").strip()
+        except UsageError as error:
+            raise UsageError(
+                f"{error}; or a text that is built in: {', '.join(BUILT_IN)}"
+            ) from None
         if not content:
-            raise UsageError(f"the text file {file} is empty; expected UTF-8 text")
-        parts.append(content)
-    return Text(", ".join(Path(file).name for file in files), "\n\n".join(parts))
+            raise UsageError(f"the text file {name} is empty; expected UTF-8 text")
+        return Text(Path(name).name, content)
+    content, version = known.read()
+    text = Text(f"{name} ({version})", content)
+    if text.sha256 == known.sha256:
+        return text
+    notice = (
+        f"the text {name} is that of {version}; recorded figures are on that of {known.version}"
+        f" (SHA-256 {known.sha256[:16]}...)"
+    )
+    return Text(text.origin, content, notice)
 
 
 def load_docstrings() -> Text:

@@ -15,6 +15,7 @@ import torch
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.eviction.oblivious import top
+from mpcache.eviction.pages import Pages, clustered_step
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import matmul, product, scale
 from mpcache.protocols.comparison import extrema, maximum
@@ -162,6 +163,7 @@ class MPCacheCache(Cache):
         self.selects = selects
         self.fine: dict[int, tuple[Value, Value]] = {}
         self.shared: Value | None = None
+        self.pages = Pages(policy) if type(self) is MPCacheCache else None
 
     # --- prefill -------------------------------------------------------------------------------
 
@@ -237,6 +239,10 @@ class MPCacheCache(Cache):
     # --- decode --------------------------------------------------------------------------------
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
+        return clustered_step(machine, self, layer, queries)
+
+    def step(self, machine: Machine, layer: int, queries: Value) -> Value:
+        """`decode` against operations."""
         keys, values = self.keys[layer], self.values[layer]
         heads, group, _, width = queries.shape
         tokens = keys.shape[1]

@@ -201,7 +201,7 @@ def summaries(keys: torch.Tensor, size: int, out: Summaries | None = None) -> Su
     heads, tokens, width = keys.shape
     clusters = math.ceil(tokens / size)
     shape = (heads, clusters, width)
-    if not _kernels(keys):
+    if not takes_kernels(keys):
         found = summaries_reference(keys, size)
         if out is None:
             return found
@@ -245,7 +245,7 @@ def similarities(
     _check(fits and queries.shape[2] == summary.shape[2], "queries and summaries of equal heads")
     heads, group, width = queries.shape
     clusters = summary.shape[1]
-    if not _kernels(queries):
+    if not takes_kernels(queries):
         found = similarities_reference(queries, summary)
         return found if out is None else out.copy_(found)
     out = _new(queries, (heads, group, clusters)) if out is None else out
@@ -294,7 +294,7 @@ def cluster_attention(
         and chosen.dtype in (torch.int32, torch.int64),
         "chosen clusters as whole numbers [kv_heads, group or 1, picks]",
     )  # fmt: skip
-    if not _kernels(queries):
+    if not takes_kernels(queries):
         found = cluster_attention_reference(queries, keys, values, chosen, size, scale)
         return found if out is None else out.copy_(found)
     keys, values, chosen = _dense(keys), _dense(values), chosen.contiguous()
@@ -334,7 +334,7 @@ def cluster_attention_reference(
     return torch.nan_to_num(weights) @ values.float()
 
 
-def _kernels(tensor: torch.Tensor) -> bool:
+def takes_kernels(tensor: torch.Tensor) -> bool:
     """Whether a kernel runs on this tensor: on a GPU, or interpreted.
 
     Raises:

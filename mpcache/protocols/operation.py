@@ -62,6 +62,21 @@ class Operation(ABC):
         """
 
 
+class Fused(Operation):
+    """A text against other operations, which `plain` may compute in one go on some devices.
+
+    It has no scope of its own. A machine that looks at the operations inside reads `run`, which
+    suits every machine.
+    """
+
+    def __call__(self, machine: Machine, *args: Any, **options: Any) -> Any:
+        return machine.perform(self, *args, **options)
+
+    @abstractmethod
+    def run(self, machine: Machine, *args: Any, **options: Any) -> Any:
+        """The text."""
+
+
 class Machine(ABC):
     """A reading of a program. The context of a run travels in it."""
 
@@ -154,7 +169,7 @@ class PlainMachine(Machine):
         return value.new_zeros(shape)
 
     def shift(self, value: Value, public: torch.Tensor | float) -> Value:
-        return value + public
+        return value + (public.to(value.device) if isinstance(public, torch.Tensor) else public)
 
     def keep(self, value: Value) -> Value:
         return value

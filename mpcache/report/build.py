@@ -102,6 +102,11 @@ def warnings(record: RunRecord) -> list[str]:
         found.append("tls is off: whoever sees the wires sees all shares")
     if record.config.verify:
         found.append("--verify is a testing aid: logits were opened to the client")
+    if record.config.device == "cuda":
+        found.append(
+            "the plaintext twin ran on the GPU and the parties' shares on the CPU: their times are"
+            " of different hardware"
+        )
     if record.config.network.emulated:
         found.append("the network is emulated: its delays are added inside the transport")
     return found

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from mpcache.evaluation.metrics import common_subsequence, normalised, score
+from mpcache.evaluation.metrics import common_subsequence, normalised, score, subsequence
 
 CLASSES = ("Number", "Date", "Expression abbreviated", "Abbreviation", "Color")
 
@@ -30,6 +30,13 @@ def test_words_without_case_articles_and_punctuation() -> None:
         ("rouge_l", "sat cat the", "the cat sat", 1 / 3),
         ("rouge_l", "The cat", "the cat", 0.5),
         ("rouge_l", "", "the cat", 0.0),
+        ("rouge_l", "...", "the cat", 0.0),
+        ("rouge_l", "the cat the cat", "the cat", 1.0),  # different words: two, two and two
+        # Lin's example: w1 w2 from the first sentence, w1 w3 w5 from the second; 4 of 5 and of 8
+        ("rouge_l", "w1 w2 w6 w7 w8. w1 w3 w8 w9 w5", "w1 w2 w3 w4 w5", 2 * 4 / (8 + 5)),
+        # a b from the one pair, and of c d and d c the walk back finds one word
+        ("rouge_l", "a b. c d", "d c. a b", 2 * 3 / (4 + 4)),
+        ("rouge_l", "a b. ", "a b.", 2 * 2 / (3 + 2)),  # the blank after the stop is a word
         ("classification", "It is a Date", "Date", 1.0),
         ("classification", "Date or Number", "Date", 0.5),
         ("classification", "Color", "Date", 0.0),
@@ -46,6 +53,8 @@ def test_words_without_case_articles_and_punctuation() -> None:
         ("edit_similarity", "\n\nx = 1\ny = 2", "x = 1", 1.0),
         ("edit_similarity", "# note\n```python\n// more\nx = 1", "x = 1", 1.0),
         ("edit_similarity", "# nothing else", "x = 1", 0.0),
+        ("edit_similarity", "abc", "abxd", 0.57),  # 4 of 7, in whole percent
+        ("edit_similarity", "", "", 1.0),
     ],
 )
 def test_by_hand(metric: str, answer: str, truth: str, expected: float) -> None:
@@ -57,6 +66,14 @@ def test_a_class_inside_the_right_one_does_not_count() -> None:
     answer = "Expression abbreviated"
     assert score("classification", answer, [answer], classes) == 1.0
     assert score("classification", answer, ["Expression"], classes) == 0.5
+
+
+def test_the_second_of_two_parts_of_the_right_class_stays() -> None:
+    classes = ("Name", "Full", "Full name", "Full Name of a place")
+    assert score("classification", classes[-1], [classes[-1]], classes[:3]) == 0.0
+    # Name is dropped and Full stays with the right one; without Name in between Full is dropped
+    assert score("classification", classes[-1], [classes[-1]], (*classes[:2], classes[-1])) == 0.5
+    assert score("classification", classes[-1], [classes[-1]], (classes[1], classes[-1])) == 1.0
 
 
 def test_the_best_truth_and_the_first_line_count() -> None:
@@ -77,3 +94,7 @@ def test_common_subsequence_against_trying_all() -> None:
             if any("".join(p) == part for p in itertools.combinations(b, len(part)))
         )  # fmt: skip
         assert common_subsequence(a, b) == best
+        found = "".join(subsequence(a, b))
+        assert len(found) == best
+        assert all(any("".join(p) == found for p in itertools.combinations(text, best))
+                   for text in (a, b))  # fmt: skip

@@ -15,6 +15,7 @@ from mpcache.calibration import Pace, Speeds
 from mpcache.config import load
 from mpcache.evaluation import pareto, pricing, runner, tasks
 from mpcache.evaluation.pricing import AXES, Clock, decode_price, front
+from mpcache.evaluation.readme import table
 from mpcache.eviction.full import Full
 from mpcache.eviction.registry import policy_at, policy_names
 from mpcache.program import predict
@@ -220,8 +221,50 @@ def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: Path) -> N
     done = call("readme", "--from", tmp_path, "--file", readme)
     assert done.exit_code == 2 and "200,000 bytes" in done.output
     (tmp_path / "pareto.json").write_text("{}")
+    (tmp_path / "pareto.svg").write_text("<svg/>")
     done = call("readme", "--from", tmp_path, "--file", readme)
-    assert done.exit_code == 2 and "is no result" in done.output
+    assert done.exit_code == 2 and "no result of mpcache eval pareto" in done.output
+
+
+def result_of(text: str, rows: list[Any], **changes: Any) -> dict[str, Any]:
+    pareto.mark(rows)
+    subject = {"model": "m", "weights": "w", "text": text[:2], "context": 9, "decode": 1, "seed": 0,
+               "arithmetic": "float", **changes}  # fmt: skip
+    prices = {"protocol": "dealer", "prompt_tokens": 8, "seconds": "x"}
+    return {"rows": rows, "subject": subject, "text": text, "warnings": [], "prices": prices,
+            "command": f"run --text {text}", "settings": {"keys": 2}}  # fmt: skip
+
+
+def test_two_texts_share_a_table_and_a_mark_stands_on_both(tmp_path: Path) -> None:
+    one = result_of("first (v1)", [row("a", 3, 1.0, 0.5), row("b", 2, 1.2, 0.5)])
+    two = result_of("second", [row("a", 3, 1.4, 0.9), row("b", 2, 1.3, 0.9)])
+    header, body = table([one, two])
+    assert header[3:7] == ["perplexity ratio, first", "perplexity ratio, second", "passkey, first",
+                           "passkey, second"]  # fmt: skip
+    assert body[0][3:7] == ["1.000 ± 0.010", "1.400 ± 0.010", "0.500", "0.900"]
+    assert body[0][7] == "3" and body[1][7] == "2 *†"  # `a` leads on the first text alone
+    for name, result in (("one", one), ("two", two)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pareto.json").write_text(json.dumps(result))
+        (tmp_path / name / "pareto.svg").write_text(f"<svg>{name}</svg>")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- eval pareto: begin --><!-- eval pareto: end -->")
+    folders = ("--from", tmp_path / "one", "--from", tmp_path / "two")
+    assert call("readme", *folders, "--file", readme).exit_code == 0
+    filled = readme.read_text()
+    assert "(docs/pareto.svg)" in filled and "(docs/pareto-2.svg)" in filled
+    assert (tmp_path / "docs" / "pareto-2.svg").read_text() == "<svg>two</svg>"
+    assert "run --text first" in filled and "run --text second" in filled
+    assert "lower price on every text" in filled and "--from DIR --from DIR" in filled
+    before = filled
+    dearer = result_of("second", [row("a", 3, 1.4, 0.9), row("b", 9, 1.3, 0.9)])
+    others = result_of("second", [row("a", 3, 1.4, 0.9), row("c", 2, 1.3, 0.9)])
+    longer = result_of("second", two["rows"], context=10)
+    for other in (dearer, others, longer):
+        (tmp_path / "two" / "pareto.json").write_text(json.dumps(other))
+        done = call("readme", *folders, "--file", readme)
+        assert done.exit_code == 2 and "differ in more than their text" in done.output
+    assert readme.read_text() == before
 
 
 def test_a_crowded_chart_stays_small_enough_for_the_readme(tmp_path: Path) -> None:
@@ -233,6 +276,6 @@ def test_a_crowded_chart_stays_small_enough_for_the_readme(tmp_path: Path) -> No
         rows.append(row(f"p{i}", price, 2 - budget / 60 + i / 90, budget / 60 - i / 99))
         rows[-1]["budget"] = budget
     pareto.mark(rows)
-    result = {"rows": rows, "subject": {"model": "m", "context": 9}}
+    result = {"rows": rows, "subject": {"model": "m", "context": 9}, "text": "t"}
     png, svg = pareto_chart.draw(result, tmp_path / "chart")
     assert png.stat().st_size > 50_000 and svg.stat().st_size < 200_000

@@ -12,6 +12,7 @@ import torch
 
 from mpcache.errors import UsageError
 from mpcache.kernels import triton_cache as cache
+from mpcache.kernels.triton_choose import choose
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,18 @@ def test_the_references_pass_their_own_cases() -> None:
 @pytest.mark.gpu
 def test_the_device_agrees() -> None:
     assert run_cases("cuda") == "equal\n"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_benchmark_s_ways_agree(dtype: str) -> None:
+    pytest.importorskip("triton")
+    shape = ("--tokens", "64", "--heads", "2", "--group", "2", "--head-dim", "16", "--size", "8")
+    command = [sys.executable, "benchmarks/triton_cache.py", "--check", "--dtype", dtype, *shape]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--keep", "0.5"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
 def test_the_references_by_hand() -> None:
@@ -74,6 +87,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lambda: cache.cluster_attention(x, x, x[:, :2], chosen, 2),
         lambda: cache.cluster_attention(x, x, x, chosen[:, :2], 2),
         lambda: cache.cluster_attention(x, x, x, chosen.float(), 2),
+        lambda: choose(x, x[:1], 1),
+        lambda: choose(x, x, 5),
+        lambda: choose(x, x, 2, torch.zeros(2, 4, 2)),
     ):
         with pytest.raises(UsageError, match="do not fit"):
             wrong()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mpcache.kernels import triton_cache as cache
+from mpcache.kernels import triton_choose
 
 # kv_heads, group, tokens, head_dim, size
 SHAPES = [(3, 3, 63, 20, 16), (1, 1, 500, 64, 16), (2, 4, 33, 7, 5), (2, 17, 16, 33, 16),
@@ -71,6 +72,10 @@ def one_shape(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int
     near = cache.similarities_reference(queries, want[2])
     check(lambda out: cache.similarities(queries, want[2], out), near, device, 1e-4)
     clusters = want[0].shape[1]
+    # a part of the summaries, as a cache without its first and last cluster has them
+    inner = want[2][:, 1:] if clusters > 1 else want[2]
+    for choosers, count in ((1, 1), (group, max(1, clusters // 2)), (group, inner.shape[1])):
+        check_choice(queries[:, :choosers], inner, min(count, inner.shape[1]), device)
     for choosers in {1, group}:
         for picks in {1, max(1, clusters // 2), clusters}:
             chosen = pages(generator, heads, choosers, clusters, picks).to(device)
@@ -78,6 +83,36 @@ def one_shape(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int
             expected = cache.cluster_attention_reference(*given)
             check(lambda out, given=given: cache.cluster_attention(*given, out), expected, device,
                   1e-5)  # fmt: skip
+
+
+def check_choice(queries: torch.Tensor, summary: torch.Tensor, picks: int, device: str) -> None:
+    """Each chooser's clusters in falling order of similarity, none of the others before them.
+
+    Similarities are those of the reference, to 1e-4: near ties may stand in either order.
+    """
+    near = cache.similarities_reference(queries, summary)
+    shape = (*near.shape[:2], picks)
+    every = torch.full((near[..., :1].numel() * picks + 32,), 12345, dtype=torch.int32)
+    every = every.to(device)
+    out = every[16:-16].view(shape)
+    out.fill_(1 << 30)
+    triton_choose.choose(queries, summary, picks, out)
+    assert (every[:16] == 12345).all() and (every[-16:] == 12345).all()
+    assert out.min() >= 0 and out.max() < summary.shape[1], out
+    assert all(len(set(row.tolist())) == picks for row in out.flatten(0, 1))
+    best = near.sort(dim=-1, descending=True).values[..., :picks]
+    assert float((near.gather(-1, out.long()) - best).abs().max()) <= 1e-4
+
+
+def ties(device: str) -> None:
+    """Of equal clusters the earlier is ahead, in the kernel as in the reference."""
+    for clusters in (3, 64, 127, 200):
+        summary = torch.ones(2, clusters, 4, device=device)
+        summary[:, clusters // 2] = 2
+        queries = torch.ones(2, 1, 4, device=device)
+        want = [clusters // 2, *(i for i in range(clusters) if i != clusters // 2)][:3]
+        for way in (triton_choose.choose, triton_choose.choose_reference):
+            assert way(queries, summary, 3).tolist() == [[want]] * 2, (clusters, way)
 
 
 def extremes(device: str) -> None:
@@ -96,6 +131,7 @@ def main(device: str) -> None:
     for seed, shape in enumerate(SHAPES):
         for dtype in (torch.float32, torch.float16):
             one_shape(shape, dtype, device, seed)
+    ties(device)
     extremes(device)
     print("equal")
 

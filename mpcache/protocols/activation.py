@@ -13,7 +13,10 @@ from mpcache.protocols.secret import Secret
 
 
 class Relu(Operation):
-    """max(x, 0). Exact: one comparison and a product with its bit."""
+    """max(x, 0). Exact: one comparison and a product with its bit.
+
+    With a dealer |x| < 2^15: all that the ring of a linear map holds.
+    """
 
     name = "relu"
 
@@ -40,7 +43,8 @@ class Silu(Operation):
     1. n = [x < 0]; -|x| clipped to [-16, 0]; e = exp(-|x|); r = 1 / (1 + e), in [1/2, 1].
     2. sigmoid(x) = r + n (1 - 2r); times x.
 
-    Error: 1 + 28 |x| cuts; beyond the clip sigmoid is 0 or 1 within three cuts.
+    Error: 1 + 28 |x| cuts; beyond the clip sigmoid is 0 or 1 within three cuts. With a dealer
+    |x| < 2^15: all that the ring of a linear map holds.
     """
 
     name = "silu"

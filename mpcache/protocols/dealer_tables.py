@@ -231,14 +231,16 @@ class Tables:
         factor = torch.round(torch.exp(public) * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor + (above << (frac - EXP_TOP_FRAC)), frac)
 
-    def clamp(self: DealerSuite, x: Secret, keep: int, bits: int, width: int = 0) -> Secret:
+    def clamp(
+        self: DealerSuite, x: Secret, keep: int, bits: int, width: int = 0, far: int = FAR
+    ) -> Secret:
         """floor(x 2^keep), or one less, kept to [0, 2^bits); no fractional bits.
 
-        |x| < 2^(bits - keep + 10), or less where its ring holds less. The result counts modulo
-        2^width, by default 2^bits.
+        |x| < 2^(bits - keep + far - 2), or less where its ring holds less. The result counts
+        modulo 2^width, by default 2^bits.
         """
         drop, width = x.frac - keep, width or bits
-        high = min(x.width - drop - bits, FAR)
+        high = min(x.width - drop - bits, far)
         if high < 2:
             raise MpcacheError(f"{bits} bits of a value to be kept leave {high} above them, not 2")
         correlation = Clamped(tuple(x.shape), bits, high, self.setting.profile, width)

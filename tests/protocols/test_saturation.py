@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mpcache.protocols import functions
-from mpcache.protocols.activation import relu, silu
+from mpcache.protocols.activation import gelu, relu, silu
 from mpcache.protocols.arithmetic import linear, matmul, multiply
 from mpcache.protocols.comparison import at_least, extrema, maximum, negative
 from mpcache.protocols.functions import clipped, decay, inverse, inverse_sqrt, reciprocal, stairs
@@ -88,6 +88,19 @@ def test_activations_of_far_values(narrow: bool) -> None:
     got = checked(silu, FAR)
     want = torch.nn.functional.silu(FAR)
     assert bool(((got - want).abs() <= (1 + FAR.abs()) * 40 * UNIT).all())
+
+
+@pytest.mark.parametrize("profile", SETTINGS)
+def test_gelu_of_far_values(profile: str) -> None:
+    """As a linear map leaves them, cut to 16 fractional bits on the way: 1.13 units for that."""
+    x = torch.cat([FAR, torch.tensor([2.0**15 - 1, -(2.0**15), 2.0**14, 4.9, -4.9]).double()])
+    x = torch.cat([x, torch.linspace(-7, 7, 999).double()])
+
+    def narrow(machine: Any, x: Any) -> Any:
+        return gelu(machine, x.modulo(48))
+
+    got = checked(narrow, x, fracs=[32], setting=SETTINGS[profile])
+    assert bool(((got - torch.nn.functional.gelu(x)).abs() <= 4 * UNIT).all())
 
 
 def test_decay_of_far_values() -> None:

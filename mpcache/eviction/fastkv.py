@@ -107,7 +107,7 @@ class FastKVCache(SnapKVCache):
             if self.spec.positions == "rotary":
                 tables = rotary_tables(self.spec, 0, self.prompt_tokens)
                 cos, sin = (self.going.read(machine, table) for table in tables)
-                if self.going.rows is not None:
+                if self.going.placed is not None:
                     cos, sin = machine.keep(cos), machine.keep(sin)
                 self.turned = cos, sin
             return self.going.of(machine, x.unsqueeze(0)).squeeze(0)

@@ -177,22 +177,28 @@ class MPCacheCache(Cache):
         )
         with machine.scope("evict"):
             importance = probabilities.sum(2).sum(1).sum(0)
-            keys, values = self._evict(machine, importance, keys, values)
+            judges = math.prod(probabilities.shape[:3])  # what a token's importance is at most
+            keys, values = self._evict(machine, importance, keys, values, judges)
         self.keys[layer], self.values[layer] = keys, values
         self._summarise(machine, layer)
         return context
 
     def _evict(
-        self, machine: Machine, importance: Value, keys: Value, values: Value
+        self, machine: Machine, importance: Value, keys: Value, values: Value, judges: int
     ) -> tuple[Value, Value]:
         """Keep the most important tokens between sink and recent, in order, obliviously.
 
         Args:
-            importance: [tokens]. keys, values: [kv_heads, tokens, head_dim].
+            importance: [tokens], from 0 to `judges`. keys, values: [kv_heads, tokens, head_dim].
         """
-        policy = self.policy
+        policy, bits = self.policy, max(15, judges.bit_length())
         kept = top(
-            machine, importance, policy.static_kept(keys.shape[1]), policy.sink, policy.recent
+            machine,
+            importance,
+            policy.static_kept(keys.shape[1]),
+            policy.sink,
+            policy.recent,
+            magnitude=bits,
         )
         return kept.stored(machine, keys, values)
 

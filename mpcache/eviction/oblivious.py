@@ -12,7 +12,7 @@ from mpcache.protocols.comparison import negative, pick
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.public import read
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.selection import compact, places
+from mpcache.protocols.selection import compact, places, standing
 from mpcache.protocols.softmax import Weighted, attend, scores_of
 
 SUMMED = 4095  # probabilities that an accumulation adds up at most: the ring has room for no more
@@ -46,13 +46,14 @@ class Top:
         return machine.cat(parts, 1)
 
     def read(self, machine: Machine, table: torch.Tensor) -> Value:
-        """What a public table [tokens, width] says of the tokens that stay, for `rows` [k, n].
+        """What a public table [tokens, width] says of the tokens that stay.
 
-        Nothing is sent. Public where the tokens that stay are.
+        Public where the tokens that stay are.
         """
-        if self.rows is None:
+        if self.placed is None:
             return torch.cat([table[: self.first], table[self.last :]])
-        middle = read(machine, self.rows, table[self.first : self.last])
+        rows = standing(machine, self.placed, self.count)
+        middle = read(machine, rows, table[self.first : self.last])
         if isinstance(middle, torch.Tensor):
             table = table.to(middle)
         ends = [table[: self.first], table[self.last :]]

@@ -14,7 +14,7 @@ import torch
 from mpcache.models.folding import Folded, folded_shapes
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
-from mpcache.protocols.activation import gated, relu, silu
+from mpcache.protocols.activation import gated, gelu, relu, silu
 from mpcache.protocols.arithmetic import embed, linear, multiply, settled
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import Machine, Value
@@ -55,6 +55,7 @@ class Model:
         return self.weights.get(f"{name}.bias")
 
 
+ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu}
 ADDED = ("embed.positions",)  # matrices whose rows are added, not multiplied
 FUSED = {
     "attention.input": ("attention.query", "attention.key", "attention.value"),
@@ -190,7 +191,7 @@ def _ffn_block(machine: Machine, model: Model, layer: int, x: Value) -> Value:
     spec, name = model.spec, f"layers.{layer}.ffn"
     with machine.scope("ffn"):
         y = _norm(machine, model, f"{name}.norm", x) if spec.norm_first else x
-        activation = silu if spec.activation == "silu" else relu
+        activation = ACTIVATIONS[spec.activation]
         with machine.scope("input"):
             weight, bias = model.weights[f"{name}.input"], model.bias(f"{name}.input")
             # an activation cuts what it reads; a gated one's factor is cut here

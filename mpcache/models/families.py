@@ -31,7 +31,7 @@ _LLAMA_QUIRKS: dict[str, tuple[object, ...]] = {
     "partial_rotary_factor": (None, 1.0),
 }
 _OPT_QUIRKS: dict[str, tuple[object, ...]] = {
-    "activation_function": ("relu",),
+    "activation_function": ("relu", "gelu"),
     "enable_bias": (True,),
     "layer_norm_elementwise_affine": (True,),
     "_remove_final_layer_norm": (None, False),
@@ -187,7 +187,7 @@ def _read_opt(reader: _Reader) -> ModelSpec:
         final_norm=norm_first,
         positions="learned",
         position_offset=2,
-        activation="relu",
+        activation=reader.config.get("activation_function", "relu"),
         gated=False,
         biases=True,
         tied=reader.flag("tie_word_embeddings", True),

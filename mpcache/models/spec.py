@@ -58,7 +58,7 @@ class ModelSpec:
     position_offset: int = 0  # learned positions start at this row (OPT: 2)
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling | None = None
-    activation: Literal["silu", "relu"] = "silu"
+    activation: Literal["silu", "relu", "gelu"] = "silu"
     gated: bool = True
     biases: bool = False
     tied: bool = True

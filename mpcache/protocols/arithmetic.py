@@ -17,7 +17,10 @@ EXTRA_BITS = 8
 
 
 class Multiply(Operation):
-    """Elementwise product of two secrets, broadcast. Error: one cut (`Suite.truncate`)."""
+    """Elementwise product of two secrets, broadcast. Error: one cut (`Suite.truncate`).
+
+    |x y| < 2^30 with 16 fractional bits: beyond that the ring wraps, in every suite.
+    """
 
     name = "multiply"
 
@@ -29,7 +32,10 @@ class Multiply(Operation):
 
 
 class Matmul(Operation):
-    """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one cut, whatever k."""
+    """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one cut, whatever k.
+
+    Its range is that of `Multiply`, for the sums.
+    """
 
     name = "matmul"
 
@@ -43,7 +49,8 @@ class Matmul(Operation):
 class Product(Operation):
     """Matrix product that keeps the fractional bits of both factors. Exact.
 
-    With a dealer it counts modulo 2^width, as do values that `Machine.coarse` made.
+    With a dealer it counts modulo 2^width, as do values that `Machine.coarse` made: of keys and
+    queries it must stay below 2^15, or their ring of 48 bits wraps.
     """
 
     name = "product"
@@ -133,8 +140,9 @@ class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
 
     Unless `settled`, the result keeps all its fractional bits. Unless `wide`, it may count in the
-    setting's narrow ring, where it must stay below 2^18. Error: one cut where it is settled, and
-    (|x|_1 + 1) / 2 units from rounding weights and bias.
+    setting's narrow ring, where it must stay below 2^18 (else below 2^30): beyond that the ring
+    wraps, and `mpcache calibrate` tells how near to it a model comes. Error: one cut if settled,
+    and (|x|_1 + 1) / 2 units from rounding weights and bias.
     """
 
     name = "linear"

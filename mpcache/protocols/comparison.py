@@ -14,7 +14,10 @@ GROUP = 10
 
 
 class Negative(Operation):
-    """1 where x < 0, else 0 (an integer: no fractional bits). Exact for the shared value."""
+    """1 where x < 0, else 0 (an integer: no fractional bits). Exact for the shared value.
+
+    With a dealer for |x| < 2^15, twice what a linear map gives, unless `bits` say otherwise.
+    """
 
     name = "negative"
 
@@ -28,7 +31,8 @@ class Negative(Operation):
 def at_least(machine: Machine, x: Value, y: Value, **bits: int) -> Value:
     """1 where x >= y, else 0, broadcast; `y` may also be a public tensor or number.
 
-    `bits` may tell `magnitude` and `keep` of the difference: see `Suite.negative`.
+    `bits` may tell `magnitude` and `keep` of the difference: see `Suite.negative`. By default it
+    is below 2^15, as that of two results of linear maps is.
     """
     public = isinstance(y, float) or (machine.secure and isinstance(y, torch.Tensor))
     difference = machine.shift(x, -y) if public else x - y
@@ -55,7 +59,8 @@ class Pick(Operation):
 class Maximum(Operation):
     """Maximum over dimension `dim`, which is kept with size 1.
 
-    Exact, but to 2^-keep a level where `keep` is told: see `Suite.negative`.
+    Exact, but to 2^-keep a level where `keep` is told: see `Suite.negative`. With a dealer two
+    elements differ by less than 2^magnitude, by default 2^15.
 
     1. Split the dimension in halves; an odd last element waits.
     2. Keep the greater of each pair; repeat until one is left: ceil(log2 n) comparisons deep.
@@ -103,7 +108,7 @@ class Maximum(Operation):
 
 
 class Extrema(Operation):
-    """Maximum and minimum over dimension `dim`, which is dropped. Exact.
+    """Maximum and minimum over dimension `dim`, which is dropped. Exact, in the range of `Maximum`.
 
     The first layer of comparisons serves both; then maxima and minima go down their trees
     together, the minima negated.

@@ -241,16 +241,22 @@ class Tables(Suite):
         factor = torch.round(torch.exp(public) * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor + (above << (frac - EXP_TOP_FRAC)), frac)
 
-    def clamp(self, x: Secret, keep: int, bits: int) -> Secret:
-        """floor(x 2^keep), or one less, kept to [0, 2^bits), modulo 2^bits; no fractional bits."""
-        drop = x.frac - keep
-        high = min(x.width - drop - bits, FAR)
-        correlation = clamped(tuple(x.shape), bits, high, self.setting.profile, bits)
+    def clamp(self, x: Secret, keep: int, bits: int, width: int = 0, far: int = FAR) -> Secret:
+        """floor(x 2^keep), or one less, kept to [0, 2^bits); no fractional bits.
+
+        |x| < 2^(bits - keep + far - 2), or less where its ring holds less. The result counts
+        modulo 2^width, by default 2^bits.
+        """
+        drop, width = x.frac - keep, width or bits
+        high = min(x.width - drop - bits, far)
+        if high < 2:
+            raise MpcacheError(f"{bits} bits of a value to be kept leave {high} above them, not 2")
+        correlation = clamped(tuple(x.shape), bits, high, self.setting.profile, width)
         made = self.play(self._reading("clamp", x, drop, bits + high, correlation))
         if made is None:
-            return self._made(x.shape, 0, bits)
+            return self._made(x.shape, 0, width)
         (counts, added), y = made
-        return Secret(counts * (y & ((1 << bits) - 1)) + added, 0, bits)
+        return Secret(counts * (y & ((1 << bits) - 1)) + added, 0, width)
 
     def lookup(
         self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0

@@ -359,7 +359,8 @@ def window(low: int, high: int, elements: int, entry: float, profile: str) -> Pl
     """The cheapest plan that tells where x = y - r stands: its last bits are inside and upper.
 
     x has `low` bits inside its window and `high` signed ones above: inside (inside set, and upper
-    is then [y < r] on the low bits), above the window (upper alone), below it (neither).
+    is then [y < r] on the low bits), above the window (upper alone), below it (neither). The last
+    2^low values of x's range may count as below: no x may be among them.
     """
     return _cheapest(_windows(low, high), elements, entry, profile)
 

@@ -54,7 +54,7 @@ class Stairs(Operation):
         x: any shape, any fractional bits.
         thresholds: public, ascending, [steps].
         tables: each public, [steps + 1]; one result for each.
-        bits: `magnitude` and `keep` of x, see `Suite.negative`.
+        bits: `magnitude` and `keep` of x's distance from a threshold, see `Suite.negative`.
 
     1. Compare x with every threshold, in one batch.
     2. A step function is a public combination of those bits: free, and exact on ring elements.
@@ -107,6 +107,9 @@ class Reciprocal(Operation):
     2. A line and three Newton steps y <- y(2 - xy) for 1/(sx); times s.
 
     Error: 4 cuts (2 where `upper` is at most 2).
+
+    With a dealer what is well below 1 counts as 1, and what is above 2^k, the second power of two
+    from `upper` on, as 2^k: nothing wraps for |x| < 2^14.
     """
 
     name = "reciprocal"
@@ -120,32 +123,52 @@ class Reciprocal(Operation):
             steps = torch.arange(math.ceil(math.log2(upper)) + 1, dtype=torch.float64)
             (factor,) = stairs(machine, x, torch.exp2(steps[1:]), torch.exp2(-steps))
             x = multiply(machine, x, factor)
-        y = machine.shift(-machine.settle(x.halved(1)), 1.457)  # minimax line for 1/x on [1, 2]
-        for _ in range(NEWTON_STEPS):
-            y = multiply(machine, y, machine.shift(-multiply(machine, x, y), 2.0))
+        y = _newton(machine, x)
         return multiply(machine, y, factor) if wide else y
 
     def run_dealer(self, machine: SecureMachine, x: Secret, upper: float) -> Secret:
-        """For few elements a spline on [1, 2) takes the place of the Newton steps."""
-        if x.share.numel() > FEW:
-            return self.run(machine, x, upper)
-        if upper <= 2:
-            return spline(machine, x, torch.reciprocal, 1.0, 2.0, keep=6, bits=8)
-        steps = torch.arange(math.ceil(math.log2(upper)) + 1, dtype=torch.float64)
-        (factor,) = stairs(
-            machine, x, torch.exp2(steps[1:]), torch.exp2(-steps), magnitude=len(steps) + 1, keep=8
+        """For few elements a spline on [1, 2) takes the place of the Newton steps.
+
+        Steps beyond both ends lead to a factor of 0 and an offset: 1 below, 2 above.
+        """
+        powers = torch.arange(max(1, math.ceil(math.log2(upper))) + 1, dtype=torch.float64)
+        zero = torch.zeros(1, dtype=torch.float64)
+        # a little below 1 the first piece still holds, and so the steps may be read coarsely
+        thresholds = torch.cat([zero + 1 - 2.0**-6, torch.exp2(powers[1:]), 2 ** (powers[-1:] + 1)])
+        inner = torch.exp2(-powers)
+        factor, offset, over = stairs(
+            machine,
+            x,
+            thresholds,
+            torch.cat([zero, inner, zero]),
+            torch.cat([zero + 1, 0 * inner, zero + 2]),
+            torch.cat([zero + 1, inner, inner[-1:]]),
+            magnitude=15,
+            keep=8,
         )
-        y = spline(machine, multiply(machine, x, factor), torch.reciprocal, 1.0, 2.0, 6, 8)
-        return multiply(machine, y, factor)
+        z = multiply(machine, x, factor) + offset
+        few = x.share.numel() <= FEW
+        y = spline(machine, z, torch.reciprocal, 1.0, 2.0, 6, 8) if few else _newton(machine, z)
+        return multiply(machine, y, over)
+
+
+def _newton(machine: SecureMachine, x: Secret) -> Secret:
+    """1/x for x in [1, 2]."""
+    y = machine.shift(-machine.settle(x.halved(1)), 1.457)  # minimax line
+    for _ in range(NEWTON_STEPS):
+        y = multiply(machine, y, machine.shift(-multiply(machine, x, y), 2.0))
+    return y
 
 
 class Inverse(Operation):
     """1/x for x in [2^low, 2^high), with `frac` fractional bits. With a dealer only.
 
-    1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly, in one round.
+    1. Steps at 0.75 * 2^k: f = 2^-k, and t = x f in [0.75, 1.5), exactly, in one round. Beyond
+       both ends f stays and t is 0.75 or 1.5: what is below counts as 0.75 * 2^low, what is above
+       as 1.5 * 2^high, for all that the ring holds.
     2. 1/t = a + b t in a segment of 2^-7; (a + b t) f in one product.
 
-    Error: 2^-15 of the result, and a cut at `frac`.
+    Error: 3 * 2^-15 of the result, and a cut at `frac`.
     """
 
     name = "inverse"
@@ -156,18 +179,27 @@ class Inverse(Operation):
     def run(self, machine: SecureMachine, x: Secret, low: int, high: int, frac: int) -> Secret:
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
-        return suite.play(inverting(machine, x, low, high, frac))
+        return suite.play(inverting(machine, x, low, high, frac, x.width - 1))
 
 
-def inverting(machine: SecureMachine, x: Secret, low: int, high: int, frac: int) -> Play:
-    """`Inverse` as a play: four rounds."""
+def inverting(
+    machine: SecureMachine, x: Secret, low: int, high: int, frac: int, bits: int = 0
+) -> Play:
+    """`Inverse` as a play: four rounds.
+
+    Args:
+        bits: |x| < 2^bits ring units; by default 2^high at most, which is cheaper.
+    """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
-    steps = torch.arange(low, high + 1, dtype=torch.float64)
-    encoded = machine.encode(0.75 * torch.exp2(steps[1:]), x.frac)
-    reached, products = yield from suite.stepping(x, encoded, min(63, x.frac + high + 1))
-    factor = stepped(machine, reached, torch.exp2(-steps), high)
-    t = stepped_product(machine, x, products, torch.exp2(-steps), high)
+    powers = torch.arange(low, high + 1, dtype=torch.float64)
+    zero, inner = torch.zeros(1, dtype=torch.float64), torch.exp2(-powers)
+    thresholds = 0.75 * torch.cat([torch.exp2(powers), 2 ** (powers[-1:] + 1)])
+    encoded = machine.encode(thresholds, x.frac)
+    reached, products = yield from suite.stepping(x, encoded, bits or min(63, x.frac + high + 1))
+    factor = stepped(machine, reached, torch.cat([inner[:1], inner, inner[-1:]]), high)
+    t = stepped_product(machine, x, products, torch.cat([zero, inner, zero]), high)
+    t = t + stepped(machine, reached, torch.cat([zero + 0.75, 0 * inner, zero + 1.5]), t.frac)
     a, b, t = yield from lining(machine, t, torch.reciprocal, 0.7, 1.6, 7, 7, 16, 20)
     r = yield from suite.combining([a, b, t, factor], [(0, 3), (1, 2, 3)])
     return (yield from suite.truncating(r, r.frac - frac))
@@ -176,7 +208,8 @@ def inverting(machine: SecureMachine, x: Secret, low: int, high: int, frac: int)
 class InverseSqrt(Operation):
     """1/sqrt(x) for x in [1, 4): a line and three Newton steps y <- y(3 - xy^2)/2.
 
-    Error: 3 cuts.
+    Error: 3 cuts. With a dealer what is below 1 counts as 1 and what is above 5 as 5, for
+    |x| <= 2^12.
     """
 
     name = "inverse-sqrt"
@@ -194,13 +227,18 @@ class InverseSqrt(Operation):
         return y
 
     def run_dealer(self, machine: SecureMachine, x: Secret) -> Secret:
-        return spline(machine, x, torch.rsqrt, 1.0, 4.0, keep=5, bits=7)
+        suite, frac = machine.suite, machine.setting.frac
+        assert isinstance(suite, DealerSuite)
+        kept = suite.clamp(machine.shift(x, -1.0), frac, frac + 2, 64)
+        z = machine.shift(Secret(kept.share, frac), 1.0)
+        return spline(machine, z, torch.rsqrt, 1.0, 8.0, keep=5, bits=8)
 
 
 class Decay(Operation):
     """exp(x) for x <= 0, however far: what is below -clip counts as -clip or as 0.
 
-    With a dealer x may also be positive, up to 0.9. Args: `magnitude`: |x| < 2^magnitude.
+    With a dealer x may also be positive, up to 0.9; above 1 it counts as 1, and |x| < 2^17 where
+    its ring holds that. Args: `magnitude`: |x| < 2^magnitude.
     """
 
     name = "decay"
@@ -279,7 +317,7 @@ def _logistic_factors(frac: int) -> list[Any]:
 
 
 def clipped(machine: Machine, x: Value, low: float) -> Value:
-    """x, but `low` where x < low."""
+    """x, but `low` where x < low; with a dealer |x - low| < 2^15."""
     above = at_least(machine, x, low)
     return machine.shift(multiply(machine, machine.shift(x, -low), above), low)
 

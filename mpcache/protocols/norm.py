@@ -25,7 +25,7 @@ FACTOR_FRAC = 10  # fractional bits of the factor 2^-k, which is 2^-9 at least
 ROOT_FRAC = 26  # and of its product with the root
 # Fractional bits of t and of a slope: with all of them, and where x is multiplied in one go.
 PARTED, WHOLE = (16, 24), (14, 16)
-# Mean squares are told apart from 2^-16 up; sums of squares must stay below 2^30.
+# Mean squares are told apart from 2^-16 up, sums of squares up to 2^30.
 SMALLEST_MEAN = -16
 LARGEST_SUM = 30
 
@@ -45,6 +45,9 @@ class Norm(Operation):
     2^30 are all normalised with the same precision. Error in cuts, with y before the gain:
     |gain| (sqrt(n) / 8 + 1 + |y| (7 + sqrt(n) / 8 + 40 / sqrt(n))) + 1; centered rows add
     |gain| (1 + |y|) / rms, since their mean is off by a cut.
+
+    With a dealer a sum of squares from 2^30 on counts as 2^31, so that |y| comes out up to 0.3 too
+    small. From 2^31 on (a root of the sum of 46,340) the ring cannot hold it, and it wraps.
     """
 
     name = "norm"
@@ -108,7 +111,8 @@ class Norm(Operation):
         """x is opened once, for its square and its product; what lies between is one number a row.
 
         1. s = sum of squares + n eps. Steps at 768 * 4^k of s: f^2 = 4^-k and f = 2^-k.
-        2. t = s f^2 in [768, 3072), exactly, in the same round: no truncation.
+        2. t = s f^2 in [768, 3072), up to 4096 at the last step, exactly, in the same round: no
+           truncation. From 2^30 on t is 2048 and f 2^-10.
         3. sqrt(n) / sqrt(t) = a + b t in a segment of 2^-8.
         4. x (a + b t) f: with few rounds in one product, where the line has 30 fractional bits;
            else (a + b t) f is cut to 26 of them first.
@@ -122,10 +126,15 @@ class Norm(Operation):
         floor = 2 * ((SMALLEST_MEAN + int(math.log2(size)) - SCALED) // 2)
         steps = torch.arange(floor, LARGEST_SUM - SCALED, 2, dtype=torch.float64)
         thresholds = 0.75 * 2.0**SCALED * torch.exp2(steps[1:])
+        scales, zero = torch.exp2(-steps), torch.zeros(1, dtype=torch.float64)
+        thresholds = torch.cat([thresholds, zero + 2.0**LARGEST_SUM])
         with machine.scope("steps"):
             reached, totals = suite.steps(total, machine.encode(thresholds, total.frac))
-        factor = stepped(machine, reached, torch.exp2(-steps / 2), FACTOR_FRAC)
-        t = stepped_product(machine, total, totals, torch.exp2(-steps), int(steps[-1]))
+        roots = torch.cat([scales.sqrt(), zero + 2.0**-FACTOR_FRAC])
+        factor = stepped(machine, reached, roots, FACTOR_FRAC)
+        t = stepped_product(machine, total, totals, torch.cat([scales, zero]), int(steps[-1]))
+        ceiling = 2.0 ** (LARGEST_SUM + 1 - 2 * FACTOR_FRAC)
+        t = t + stepped(machine, reached, torch.cat([0 * scales, zero + ceiling]), t.frac)
         shift = math.floor(math.log2(size) / 2) - SCALED // 2
         root = scaled_root(math.sqrt(size) / 2 ** (SCALED // 2 + shift))
         # two rounds fewer, for nine products of masks an element

@@ -234,7 +234,8 @@ class Suite(ABC):
         """1 where x < 0 and else 0, with no fractional bits.
 
         Args:
-            magnitude: |x| < 2^magnitude; a suite may use as few bits as that needs.
+            magnitude: |x| < 2^magnitude; a suite may read as few bits as that needs, and what is
+                beyond then wraps: so callers prove it, or ask for all that x's ring holds.
             keep: values are told apart to 2^-keep.
         """
 

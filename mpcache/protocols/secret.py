@@ -18,7 +18,8 @@ class Secret:
     The value is ``sum of all parties' shares / 2^frac`` in two's complement; where `width` is less
     than 64, shares count modulo 2^width only, and what lies above is no part of the value. Linear
     operations are local and return a Secret; anything that would turn the value into a number
-    raises. Only ``Machine.open`` opens. In the cost reading the share is a tensor without data (device meta).
+    raises. Only ``Machine.open`` opens. In the cost reading the share is a tensor without data
+    (device meta).
     """
 
     __slots__ = ("frac", "share", "width")

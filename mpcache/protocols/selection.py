@@ -152,16 +152,33 @@ class TopK(Operation):
     name = "top-k"
 
     def plain(self, machine: PlainMachine, x: Value, k: int, **told: int) -> Value:
-        placed = places(machine, x, k)
-        wanted = torch.arange(1, k + 1, device=x.device).unsqueeze(-1)
-        kept = placed.diff(dim=-1, prepend=placed[..., :1] * 0) > 0
-        return ((placed.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(x.dtype)
+        return standing.plain(machine, places(machine, x, k), k)
 
     def run(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
         return _standing(machine, places.run(machine, x, k, **told), k)
 
     def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
         return _standing_dealer(machine, places(machine, x, k, **told), k)
+
+
+class Standing(Operation):
+    """One-hot rows [..., k, n] of who has a place, in order: row j is the one whose place is j + 1.
+
+    Exact; with a dealer one round. Public: k and n.
+    """
+
+    name = "standing"
+
+    def plain(self, machine: PlainMachine, placed: Value, k: int) -> Value:
+        wanted = torch.arange(1, k + 1, device=placed.device).unsqueeze(-1)
+        kept = placed.diff(dim=-1, prepend=placed[..., :1] * 0) > 0
+        return ((placed.unsqueeze(-2) == wanted) & kept.unsqueeze(-2)).to(placed.dtype)
+
+    def run(self, machine: SecureMachine, placed: Secret, k: int) -> Secret:
+        return _standing(machine, placed, k)
+
+    def run_dealer(self, machine: SecureMachine, placed: Secret, k: int) -> Secret:
+        return _standing_dealer(machine, placed, k)
 
 
 def _standing(machine: SecureMachine, placed: Secret, k: int) -> Secret:
@@ -339,5 +356,6 @@ rank = Rank()
 places = Places()
 top_k = TopK()
 compact = Compact()
+standing = Standing()
 best = Best()
 gathered = Gathered()

@@ -16,8 +16,8 @@ from mpcache.protocols.operation import Machine, Operation, PlainMachine, Secure
 from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret, lifted
 
-HIDDEN = -(2.0**11)  # scores stay between it and 2^11
-MAGNITUDE = 12  # so that their differences stay below 2^12
+HIDDEN = -(2.0**13)  # scores stay between it and 2^13
+MAGNITUDE = 14  # so that their differences stay below 2^14
 CEILED = 1 << 15  # scores up to which a table each is worth the rounds of a maximum
 CELL, CELLS = 1, 6  # a ceiling reads scores in 2^6 cells of 2^1, around 0
 WEIGHT_FRAC, ROOMY = 16, 8  # fractional bits of weights that are not normalised, for 2^8 tokens
@@ -40,11 +40,11 @@ class Softmax(Operation):
 
     On shares:
 
-    1. Hidden places get -2^11; d = x - max(x), clipped to [-16, 0].
+    1. Hidden places get -2^13; d = x - max(x), clipped to [-16, 0].
     2. e = exp(d), hidden places set to 0; r = 1 / sum(e); p = e r.
 
     CrypTen's softmax does not clip, and its exp grows again below about -500. Error in
-    cuts: that of exp over the sum s of all e, p times the same for s, 4 p, and 1.
+    cuts: that of exp over the sum s of all e, p times the same for s, 4 p, and 1. For |x| < 2^13.
     """
 
     name = "softmax"
@@ -103,9 +103,13 @@ class Attend(Operation):
     3. Context: (e values) / sum(e), the sums and the inverse side by side; the weights themselves
        are not normalised.
 
-    Scores beyond [-64, 62) count as equal: nothing wraps. Error there: a weight is off by a unit
-    of its fractional bits, as often up as down, where the greatest is e^-3 at least, and by 2^-14
-    of itself, as is their total.
+    Error: a weight is off by a unit of its fractional bits, as often up as down, where the greatest
+    is e^-3 at least, and by 2^-14 of itself, as is their total.
+
+    Range: |x| < 2^13, where nothing wraps. Where scores are few, those from 66 on count as equal,
+    and the context of a row fades to 0 where its greatest score falls from -64 to -77. Where they
+    are many, there are no such ends. The sum of exp(x - m) |values| must stay below 2^14, of which
+    exp(x - m) is e at most: the ring of that product holds no more.
     """
 
     name = "softmax"

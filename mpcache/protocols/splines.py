@@ -22,12 +22,12 @@ def quadratics(
 ) -> torch.Tensor:
     """Coefficients [3, 2^bits] of a + b x + c x^2 for the segment of each index.
 
-    Index i stands for x in [i, i + 1) / 2^keep, and for a little above, since an index may come
-    out one too low. Indices outside [low, high) get the nearest segment inside.
+    Index i stands for x in [i, i + 2) / 2^keep, since an index may come out one too low, the more
+    often the lower x is in its segment. Indices outside [low, high) get the nearest segment inside.
     """
     index = torch.arange(1 << bits, dtype=torch.float64).clamp(low * 2**keep, high * 2**keep - 1)
     nodes = torch.cos((2 * torch.arange(3, dtype=torch.float64) + 1) * torch.pi / 6)
-    x = (index.unsqueeze(-1) + 0.75 * (1 + nodes)) / 2**keep
+    x = (index.unsqueeze(-1) + 1 + nodes) / 2**keep
     vandermonde = torch.stack([torch.ones_like(x), x, x * x], -1)
     return torch.linalg.solve(vandermonde, function(x)).t().contiguous()
 
@@ -73,7 +73,7 @@ def lines(
     index = first + torch.arange(1 << bits, dtype=torch.float64)
     index = index.clamp(low * 2**keep, high * 2**keep - 1)
     nodes = torch.cos((2 * torch.arange(2, dtype=torch.float64) + 1) * torch.pi / 4)
-    x = (index.unsqueeze(-1) + 0.75 * (1 + nodes)) / 2**keep
+    x = (index.unsqueeze(-1) + 1 + nodes) / 2**keep
     y = function(x)
     slope = (y[:, 1] - y[:, 0]) / (x[:, 1] - x[:, 0])
     return torch.stack([y[:, 0] - slope * x[:, 0], slope])

@@ -57,7 +57,7 @@ def _linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def _ffn(spec: ModelSpec, weights: Weights, prefix: str, x: torch.Tensor) -> torch.Tensor:
-    act = functional.silu if spec.activation == "silu" else functional.relu
+    act = getattr(functional, spec.activation)
     if spec.gated:
         gate = act(_linear(weights, f"{prefix}.gate", x))
         return _linear(weights, f"{prefix}.down", gate * _linear(weights, f"{prefix}.up", x))

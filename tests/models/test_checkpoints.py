@@ -35,6 +35,7 @@ CONFIGS = {
     "opt": lambda: opt_config(),
     "opt-untied": lambda: opt_config(tie_word_embeddings=False),
     "opt-norm-after": lambda: opt_config(do_layer_norm_before=False),
+    "opt-gelu": lambda: opt_config(activation_function="gelu"),
     "opt-350m-like": lambda: opt_config(do_layer_norm_before=False, word_embed_proj_dim=20),
 }
 

@@ -59,7 +59,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         (LLAMA, {"model_type": "mistral"}, "sliding_window"),
         (LLAMA, {"model_type": "mixtral"}, "mixtral"),
         (LLAMA, {"model_type": None}, "model_type"),
-        (OPT, {"activation_function": "gelu"}, "activation_function"),
+        (OPT, {"activation_function": "gelu_new"}, "activation_function"),
         (OPT, {"enable_bias": False}, "enable_bias"),
         (OPT, {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
         (OPT, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),

@@ -102,6 +102,30 @@ def silu(x: torch.Tensor, cut: float, clip: float = 16.0) -> torch.Tensor:
     return SECOND_ORDER * x.abs() * (sigmoid + reciprocal(below, 2.0, cut)) + cut
 
 
+GELU_TAIL = (0.319381530, -0.356563782, 1.781477937, -1.821255978, 1.330274429)
+
+
+def gelu(x: torch.Tensor, cut: float) -> torch.Tensor:
+    """max(x, 0), and t e P(k) for t = |x| up to 5.6, e = exp(-t^2 / 2), k = 1 / (1 + 0.2316419 t).
+
+    * e: t^2 / 2 is cut once, and then exp's own error; k: its argument's scale, and 1/x's own.
+    * Horner in k: each step doubles in what k and the sum before it are off by, and cuts once;
+      half a unit for each coefficient.
+    * The two products; 7.5e-8 of the polynomial.
+    """
+    t = x.abs().clamp(max=5.6)
+    e, k = torch.exp(-(t**2) / 2), 1 / (1 + 0.2316419 * t)
+    e_off = exponential(-(t**2) / 2, cut) + e * cut
+    k_off = reciprocal(1 / k, 4.0, cut) + k**2 * scale(t, 0.2316419, cut)
+    tail, off = torch.zeros_like(t), torch.zeros_like(t)
+    for factor in reversed(GELU_TAIL):
+        inner = tail + factor / math.sqrt(2 * math.pi)
+        off = inner.abs() * k_off + k * (off + 0.5) + cut
+        tail = k * inner
+    h = t * (tail.abs() * e_off + e * off + cut) + cut
+    return SECOND_ORDER * (h + 7.5e-8 / UNIT * t)
+
+
 def norm(
     x: torch.Tensor, gain: torch.Tensor, eps: float, centered: bool, cut: float
 ) -> torch.Tensor:

@@ -26,7 +26,7 @@ from mpcache.protocols.correlation import Lookup, Truncated
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_roles import CountingDealer, Dealing, OnlineDealer
-from mpcache.protocols.digits import Exponents, Positive, Signs
+from mpcache.protocols.digits import Clamped, Exponents, Positive, Signs, Zeros
 from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import PlainMachine, SecureMachine
@@ -37,6 +37,7 @@ from .harness import UNIT, Tape, counts, listed
 from .test_operations import CASES, Case, normal, operate
 
 SETTING = Setting(suite="dealer")
+SETTINGS = {"lan": SETTING, "wan": Setting(suite="dealer", profile="wan")}
 # |x| < 2^15 is what a comparison of this suite reads; these cases go beyond on purpose.
 BEYOND = {"negative-edges", "relu"}
 
@@ -56,18 +57,20 @@ class Done:
         assert used == self.dealt_bytes
 
 
-def deal_and_run(program: Callable[[SecureMachine, int | None], list[Any]]) -> Done:
+def deal_and_run(
+    program: Callable[[SecureMachine, int | None], list[Any]], setting: Setting = SETTING
+) -> Done:
     """Deal for `program`, predict it, and run it; it gets the machine and its rank, or None."""
     seeds = [secrets.token_bytes(16) for _ in range(2)]
     tape = Tape()
-    dealing = Dealing(SETTING, (Stream(seeds[0]), Stream(seeds[1])), tape.items.append)
+    dealing = Dealing(setting, (Stream(seeds[0]), Stream(seeds[1])), tape.items.append)
     program(SecureMachine(dealing, Scopes()), None)
     prediction = Prediction(2)
-    program(SecureMachine(CountingDealer(SETTING, prediction), prediction), None)
+    program(SecureMachine(CountingDealer(setting, prediction), prediction), None)
 
     def run(wires: Wires) -> tuple[list[Any], Ledger]:
         corrections = tape if wires.rank == 1 else None
-        suite = OnlineDealer(SETTING, wires, wires.ledger, Stream(seeds[wires.rank]), corrections)
+        suite = OnlineDealer(setting, wires, wires.ledger, Stream(seeds[wires.rank]), corrections)
         return program(SecureMachine(suite, wires.ledger), wires.rank), wires.ledger
 
     done = run_parties(2, run)
@@ -79,9 +82,10 @@ def perform(
     operation: Callable[..., Any],
     inputs: Sequence[torch.Tensor],
     fracs: Sequence[int] | None = None,
+    setting: Setting = SETTING,
     **options: Any,
 ) -> Done:
-    fracs = fracs or [SETTING.frac] * len(inputs)
+    fracs = fracs or [setting.frac] * len(inputs)
 
     def program(machine: SecureMachine, rank: int | None) -> list[Any]:
         shares = [
@@ -95,7 +99,7 @@ def perform(
         values = listed(operation(machine, *shares, **options))
         return [machine.open(value, "client", "test") for value in values]
 
-    return deal_and_run(program)
+    return deal_and_run(program, setting)
 
 
 def spline_bound(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -122,21 +126,26 @@ def own_bound(case: Case, inputs: Sequence[torch.Tensor]) -> torch.Tensor | floa
         return 8.0 * 2 + 24 + 8 * x.shape[-1] / 4
     if kind == "attention":
         return 200.0
+    if kind == "gelu":
+        # two cells of 1/13 leave 0.96 of h, whose third derivative is 0.76 at most; the square's
+        # coefficient is off by 0.05 of a unit at the cells' ends; h is trimmed
+        return 0.96 + 0.1 + 1 + 2.0**-6
     if kind == "silu":
         return (1 + x.abs()) * 40
     return None
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_within_the_bound_at_the_cost(case: Case) -> None:
-    if case.name in BEYOND:
-        pytest.skip("beyond the range that a comparison of this suite reads")
+@pytest.mark.parametrize("profile", SETTINGS)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name not in BEYOND], ids=lambda case: case.name
+)
+def test_within_the_bound_at_the_cost(case: Case, profile: str) -> None:
     fracs = case.fracs or (SETTING.frac,) * len(case.inputs)
     inputs = [
         torch.round(x.double() * 2.0**frac) / 2.0**frac
         for x, frac in zip(case.inputs, fracs, strict=True)
     ]
-    done = perform(operate(case), inputs, fracs)
+    done = perform(operate(case), inputs, fracs, SETTINGS[profile])
     done.check_cost()
     expected = listed(case.reference(*inputs))
     own = own_bound(case, inputs)
@@ -196,33 +205,39 @@ def test_signs_on_any_number_of_bits(bits: int, values: list[int]) -> None:
     assert torch.equal(done.values[0], (x < 0).long())
 
 
-@pytest.mark.parametrize("last", [1, 2])
-def test_layouts_reach_the_last_table(last: int) -> None:
-    for bits in range(1, 64):
-        cut = layout(bits, last)
-        assert cut.digits * 6 >= bits
-        left = cut.digits
-        for groups in cut.levels:
-            sizes = [group.size for group in groups]
-            assert sum(sizes) == left and max(sizes) <= 3
-            assert [group.lowest for group in groups] == [place == 0 for place in range(len(sizes))]
-            left = len(sizes)
-        assert left <= last
-
-
 def test_declared_costs_of_the_primitives() -> None:
-    """Literals, so that a changed formula turns red: corrections' bytes an element.
+    """Literals, so that a changed formula turns red: corrections' bytes of one element on a lan.
 
-    Words of digits take 8 bytes; those of nodes with 3, 4, 5 and 6 inputs 1, 2, 4 and 8.
+    A word for a digit of w bits takes 2^w bits, one for a node's output as many as its inputs say.
+
+    * Truncated: the high part on 64 bits, and the top bit times 2^(64 - 16) on the 16 bits where
+      that is not 0; 36 bits are packed into 5 bytes. With results modulo 2^48 there is no top
+      bit; a ring of 48 bits leaves 32 for it.
+    * 31 bits below a sign: digits of 6, 5, 5, 5, 5, 5; less_0, less_1, equal_1, less_2, equal_2
+      join in a node of 5 inputs, the others in one of 6 with two outputs; 3 bits read 8 entries.
+    * 18 bits: digits of 6, 6, 6, whose 5 bits read 32 entries of 2 bytes. 12: of 6, 6.
+    * Positive on 23 bits: digits of 5, 5, 5, 4, 4; nodes of 5 and of 4 inputs; 3 results.
+    * Exponents: 6, 6, 6 below and 4, 4, 4 above, of which the top one has two more words; nodes
+      of 5 (less), 3, 3 (equal, twice), 5 (sign), then of 4 with two outputs; 4 entries of 8 + 1.
+    * Zeros on 8 bits: digits of 4, 4; 4 entries of a byte.
+    * Clamped to 6 bits of 15: digits of 3; nodes of 3 (less), 3, 3, 5, then 4 with two outputs;
+      twice 4 entries of 6 bits.
     """
     shape = (1,)
     assert Truncated(shape, 16).dealt_bytes == 8 + 2
-    assert Truncated(shape, 36).dealt_bytes == 8 + 8
-    assert Signs(shape, 32).dealt_bytes == 6 * 8 + (4 + 2 * 8) + 8 * 8
-    assert Signs(shape, 19, width=16).dealt_bytes == 3 * 8 + 4 + 2 * 2
-    assert Signs(shape, 13).dealt_bytes == 2 * 8 + 8 * 8
-    assert Positive(shape, 24).dealt_bytes == 4 * 8 + (1 + 2 * 2) + 1 + 2 * 3 * 8
-    assert Exponents(shape, 18, 14, 20).dealt_bytes == 4 * 8 + 4 + 8 * 8
+    assert Truncated(shape, 36).dealt_bytes == 8 + 5
+    assert Truncated(shape, 16, 64, 48).dealt_bytes == 6
+    assert Truncated(shape, 16, 48).dealt_bytes == 8 + 4
+    assert Signs(shape, 32, "lan").dealt_bytes == (8 + 5 * 4) + (4 + 2 * 8) + 8 * 8
+    assert Signs(shape, 19, "lan", width=16).dealt_bytes == 3 * 8 + 32 * 2
+    assert Signs(shape, 13, "lan").dealt_bytes == 2 * 8 + 8 * 8
+    assert Positive(shape, 24, "lan").dealt_bytes == (3 * 4 + 2 * 2) + (4 + 2 * 2) + 8 * 3 * 8
+    exponents = Exponents(shape, 18, 12, 14, 20, 43, "lan")
+    words, nodes = 3 * 8 + (3 + 2) * 2, (4 + 1 + 1 + 4) + 2 * 2
+    assert exponents.dealt_bytes == words + nodes + 4 * (8 + 1)
+    assert Zeros(shape, 8, "lan", 8).dealt_bytes == 2 * 2 + 4
+    clamped = Clamped(shape, 6, 9, "lan", 6)
+    assert clamped.dealt_bytes == (5 + 2) + (1 + 1 + 1 + 4) + 2 * 2 + 2 * 4 * 6 // 8
     assert Lookup(shape, 7, torch.zeros(3, 128, dtype=torch.int64)).dealt_bytes == 3 * 128 * 8
 
 
@@ -246,17 +261,28 @@ def test_positive_cuts_and_clamps_in_one(extra: int, values: list[int]) -> None:
     assert bool((done.values[0] - x.clamp(min=0)).abs().le(1 if extra else 0).all())
 
 
-def test_exp_is_zero_beyond_its_window() -> None:
-    x = torch.tensor([-500.0, -16, -15.1, -15, -1, 0, 0.99, 1.01, 20, 480], dtype=torch.float64)
+@pytest.mark.parametrize("width", [64, 48])
+def test_exp_saturates_beyond_its_window(width: int) -> None:
+    """0 below -15, and nearly e from 1 on, up to what a ring of 48 bits holds beside 32 of them."""
+    below = torch.tensor([-(2.0**15), -30000, -4096, -500, -16, -15.1], dtype=torch.float64)
+    inside = torch.tensor([-15, -14.99, -1, 0, 0.5, 0.99], dtype=torch.float64)
+    above = torch.tensor([1.01, 2, 20, 480, 4096, 30000, 2.0**15 - 32], dtype=torch.float64)
+    x = torch.cat([below, inside, above])
 
     def exp(machine: SecureMachine, x: Any) -> Any:
         assert isinstance(machine.suite, DealerSuite)
-        return machine.settle(machine.suite.exp(x))
+        return machine.settle(machine.suite.exp(x.modulo(width)))
 
-    done = perform(exp, [x])
-    inside = (x > -15.05) & (x < 1)
-    wanted = torch.exp(x) * inside
-    assert bool(((done.values[0] - wanted).abs() <= (4 * wanted + 3) * UNIT).all())
+    done = perform(exp, [x], [32])
+    done.check_cost()
+    value = done.values[0]
+    assert bool((value[: len(below)] <= UNIT).all() and (value[: len(below)] >= 0).all())
+    wanted = torch.exp(inside)
+    got = value[len(below) : -len(above)]
+    assert bool(((got - wanted).abs() <= (4 * wanted + 3) * UNIT).all())
+    # e to 4 fractional bits
+    assert bool(((value[-len(above) :] - 43 / 16).abs() <= UNIT).all())
+    assert abs(43 / 16 - math.e) < 2.0**-5
 
 
 def test_maximum_by_groups_equals_the_tree() -> None:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcache.errors import MpcacheError
 from mpcache.protocols import softmax
-from mpcache.protocols.correlation import OneHot, Steps, Triple
+from mpcache.protocols.correlation import Monomials, OneHot, Steps, Triple
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.operation import SecureMachine
 from mpcache.protocols.secret import Kept, cat
@@ -20,7 +21,6 @@ from mpcache.protocols.softmax import attention
 
 from .harness import UNIT
 from .test_dealer import deal_and_run, normal, perform
-from .test_operations import softmax_of
 
 WORD = 2**64
 
@@ -117,6 +117,155 @@ def test_coarse_drops_bits_at_no_cost() -> None:
     assert done.ledgers[0].total().rounds == 1  # the opening
 
 
+# --- several operands in a round -----------------------------------------------------------------
+
+
+def test_combining_is_exact_with_repeated_and_kept_operands_and_factors() -> None:
+    """Bit for bit in the ring: sums of products of one to four operands, broadcast."""
+    x, y, z = random_ring(2, 5), random_ring(1, 5), random_ring(2, 1)
+    monomials = [(0,), (0, 1), (1, 1), (2, 0, 1), (1, 1, 1), (0, 1, 1, 2), (2, 2)]
+    factors = [(-3, 0), (1, 0), (2**40 + 1, 0), (7, 0), (-1, 0), (5, 0), (2**62, 0)]
+
+    def build(suite: DealerSuite, x: Any, y: Any, z: Any) -> list[Any]:
+        kept = suite.keep(y)
+        return [
+            suite.play(suite.combining(list(operands), monomials, factors))
+            for operands in ((x, y, z), (x, kept, z), (x, kept, suite.keep(z)))
+        ] + [suite.play(suite.combining([kept, kept], [(0, 1), (0, 0)]))]
+
+    done = run(build, x, y, z)
+    by = (x, y, z)
+    want = sum(
+        factor * math.prod((by[i] for i in monomial), start=torch.ones_like(x))
+        for monomial, (factor, _) in zip(monomials, factors, strict=True)
+    )
+    for got in done.values[:3]:
+        assert torch.equal(got, want)
+    assert torch.equal(done.values[3], 2 * y * y)
+    # y is kept in one round and z in another; of kept operands nothing is opened
+    assert done.ledgers[0].total().rounds == 3 + 2 + 4
+    deals = Monomials([(1,)] * 3, [(0, 1), (0, 1, 2), (1, 1)], {})
+    # products of masks: 0 1, 0 2, 1 1, 1 2 and 0 1 2
+    assert deals.dealt_bytes == 5 * 8
+
+
+def test_combining_counts_in_the_narrowest_operand_s_ring_and_wants_one_scale() -> None:
+    x, y = random_ring(7), random_ring(7)
+
+    def build(suite: DealerSuite, x: Any, y: Any) -> list[Any]:
+        return [suite.play(suite.combining([x.modulo(44), y], [(0, 0, 1), (1,)]))]
+
+    done = run(build, x, y)
+    assert torch.equal(low_bits(done.values[0], 44), low_bits(x * x * y + y, 44))
+    counted = perform(
+        lambda machine, x, y: suite_of(machine).play(
+            suite_of(machine).combining([x, y], [(0, 1), (0,)], [(1, 0), (3, 5)])
+        ),
+        [torch.tensor([1.5]), torch.tensor([2.0])],
+        [8, 5],
+    )
+    assert counted.values[0].item() == 1.5 * 2.0 + 1.5 * 3 / 32
+    with pytest.raises(MpcacheError, match="fractional bits"):
+        run(lambda suite, x: [suite.play(suite.combining([x.halved(3)], [(0, 0), (0,)]))], x)
+
+
+def low_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
+    return values & ((1 << bits) - 1)
+
+
+# --- truncations ---------------------------------------------------------------------------------
+
+
+def signed(values: torch.Tensor, bits: int) -> torch.Tensor:
+    return values << (64 - bits) >> (64 - bits)
+
+
+@pytest.mark.parametrize("space", [64, 48])
+def test_settling_kept_is_one_round_and_kept(space: int) -> None:
+    """A cut in a ring that leaves 48 bits: what it opens serves products, right modulo 2^48."""
+    x = torch.randint(-(2 ** (space - 2)) + 1, 2 ** (space - 2), (3, 7))
+    y = random_ring(7, 2)
+    extra = space - 48 or 16  # 48 bits are left, or fewer
+
+    def build(suite: DealerSuite, x: Any, y: Any) -> list[Any]:
+        value = x.modulo(space).halved(suite.setting.frac + extra)
+        settled = suite.settle_kept(value)
+        assert isinstance(settled, Kept) and settled.frac == suite.setting.frac
+        assert suite.settle_kept(settled) is settled
+        return [settled, suite.matmul(settled, y)]
+
+    done = run(build, x, y)
+    width = 48 if space == 64 else 64
+    cut = signed(done.values[0], width)
+    assert set((cut - (x >> extra)).flatten().tolist()) <= {0, 1}
+    assert torch.equal(low_bits(done.values[1], width - 16), low_bits(cut @ y, width - 16))
+    assert torch.equal(low_bits(done.values[1], 48), low_bits(cut @ y, 48))
+    # a ring of 32 bits would hold no product: there x is cut first and kept then
+    assert done.ledgers[0].total().rounds == (1 if space == 64 else 2) + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("space", "bits"),
+    [(64, 1), (64, 6), (64, 7), (64, 16), (64, 40), (48, 1), (48, 6), (48, 7), (48, 16), (48, 28)],
+)
+def test_trimming_is_off_by_a_unit_and_2_to_the_minus_6_of_one(space: int, bits: int) -> None:
+    x = torch.randint(-(2 ** (space - 3)), 2 ** (space - 3), (20_000,))
+
+    def build(suite: DealerSuite, x: Any) -> list[Any]:
+        value = x.modulo(space)
+        return [
+            suite.play(suite.trimming(value, bits)),
+            suite.play(suite.trimming(value, bits, 20)),
+        ]
+
+    done = run(build, x)
+    error = ((done.values[0] << bits) - x).double() / 2.0**bits
+    assert float(error.min()) >= -1 - 2.0**-6 and float(error.max()) <= 1
+    assert int(signed(done.values[1] - done.values[0], 20).abs().max()) <= 2
+    sent = done.ledgers[0].total().sent_bytes
+    assert bits > 6 or sent > 2 * 20_000 * space // 8
+    assert bits <= 6 or sent < 2 * 20_000 * (space - bits + 7) // 8 + 20_000 * 11 + 500
+
+
+# --- zero, and kept inside a range ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 7, 8, 16, 19, 33])
+def test_zero_is_told_on_any_number_of_bits(bits: int) -> None:
+    """Modulo 2^bits: a multiple of it counts as zero."""
+    whole = 1 << bits
+    x = torch.tensor([0, 1, -1, whole, -whole, whole + 1, whole // 2, 5 * whole])
+    for width in (8, 64):
+        done = run(lambda suite, x: [suite.is_zero(x, bits, width)], x)  # noqa: B023
+        want = (x % whole == 0).long()
+        assert torch.equal(low_bits(done.values[0], 8), want)
+
+
+@pytest.mark.parametrize(("keep", "bits"), [(0, 1), (-1, 6), (4, 7), (16, 19)])
+@pytest.mark.parametrize("width", [64, 48])
+def test_clamp_keeps_what_is_far_outside_at_the_ends(keep: int, bits: int, width: int) -> None:
+    """Values up to where the bits above the window end: 2^11 windows off, or the ring's end."""
+    far = min(2.0**14, 2.0 ** (bits - keep + 11) - 2.0 ** (bits - keep))
+    size = 2.0 ** (bits - keep)
+    x = torch.cat(
+        [
+            torch.tensor([-far, -far / 3, -size, -1.0, -(2.0**-20), 0.0, 2.0**-20, 1.0]),
+            torch.linspace(0, float(size), 97),
+            torch.tensor([size - 2.0**-20, size, size + 1, 2 * size, far / 3, far - 1]),
+        ]
+    ).double()
+    x = torch.round(x * 2**32) / 2**32
+    done = perform(
+        lambda machine, x: suite_of(machine).clamp(x.modulo(width), keep, bits), [x], [32]
+    )
+    done.check_cost()
+    want = torch.floor(x * 2.0**keep).clamp(0, (1 << bits) - 1)
+    got = low_bits(done.values[0].long(), bits).double()
+    lower = torch.floor(x * 2.0**keep - 1).clamp(0, (1 << bits) - 1)
+    assert bool(((got == want) | (got == lower)).all())
+    assert bool((got[x <= -1] == 0).all() and (got[x >= size + 1] == (1 << bits) - 1).all())
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 
@@ -207,18 +356,65 @@ def test_masked_attention(few: bool, spread: float, monkeypatch: pytest.MonkeyPa
     assert bool((context - wanted).abs().le(largest * relative + 3 * UNIT).all())
 
 
-def test_a_softmax_of_scores_around_the_ends_of_its_cells() -> None:
-    """Rows whose greatest score is anywhere from -120 to 120, and others far below."""
-    tops = torch.arange(-120.0, 121.0, 6.0, dtype=torch.float64)
-    scores = tops.unsqueeze(-1) - torch.tensor([0.0, 0.5, 3.0, 40.0], dtype=torch.float64)
-    scores = scores.clamp(min=-127.0)
-    values = torch.eye(4, dtype=torch.float64)
+def attended_rows(scores: torch.Tensor, width: int = 64) -> torch.Tensor:
+    """The weights of each row, as contexts of unit vectors."""
 
     def operation(machine: SecureMachine, scores: Any, values: Any) -> Any:
-        return softmax.attend(machine, scores, values).context
+        return softmax.attend(machine, scores.modulo(width), values).context
 
-    done = perform(operation, [scores, values])
-    wanted = torch.stack([softmax_of(row) for row in scores])
-    assert bool(
-        (done.values[0] - wanted).abs().le(3 * 2.0**-14 + 4 * 2.0**-17 * math.e**3 + 3 * UNIT).all()
+    done = perform(operation, [scores, torch.eye(scores.shape[1]).double()], [32, 16])
+    done.check_cost()
+    return done.values[0]
+
+
+WEIGHT_BOUND = 3 * 2.0**-14 + 4 * 2.0**-17 * math.e**3 + 3 * UNIT
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["ceiling", "maximum"])
+def test_a_softmax_of_scores_up_to_the_ends_of_its_cells(
+    few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose greatest score is anywhere from -63.5 to 65.5, and others down to -2^12."""
+    monkeypatch.setattr(softmax, "CEILED", 1 << 20 if few else 0)
+    tops = torch.tensor([*torch.arange(-63.5, 66.0, 3.7).tolist(), 65.5], dtype=torch.float64)
+    scores = tops.unsqueeze(-1) - torch.tensor([0.0, 0.5, 3.0, 4000.0], dtype=torch.float64)
+    wanted = torch.softmax(scores, -1)
+    assert bool((attended_rows(scores) - wanted).abs().le(WEIGHT_BOUND).all())
+
+
+FAR_ROWS = torch.tensor(
+    [
+        [8191.0, 8190.0, 70.0, -3.0],  # those from 66 on count as equal
+        [4096.0, -4096.0, 8000.0, 67.0],
+        [67.0, 67.5, 66.5, 67.0],
+        [-8191.0, -8190.0, -7000.0, -78.0],  # nothing is left
+        [-8191.0, 8191.0, 0.0, 5.0],
+    ],
+    dtype=torch.float64,
+)
+
+
+@pytest.mark.parametrize("width", [64, 48])
+def test_far_beyond_its_cells_a_softmax_saturates(width: int) -> None:
+    got = attended_rows(FAR_ROWS, width)
+    equal = torch.tensor(
+        [[1.0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]],
+        dtype=torch.float64,
     )
+    wanted = equal / equal.sum(-1, keepdim=True).clamp(min=1)
+    assert bool((got - wanted).abs().le(WEIGHT_BOUND).all()), got
+    # below its cells a row fades: never more than it should be, never negative by more than units
+    faint = torch.arange(-79.0, -64, 1.5, dtype=torch.float64).unsqueeze(-1)
+    faint = faint - torch.tensor([0.0, 9.0], dtype=torch.float64)
+    rows = attended_rows(faint)
+    assert bool((rows >= -100 * UNIT).all() and (rows <= 1 + WEIGHT_BOUND).all())
+    assert bool((rows[:, 0].diff() >= -200 * UNIT).all())
+
+
+@pytest.mark.parametrize("width", [64, 48])
+def test_with_an_exact_maximum_a_softmax_of_thousands_is_exact(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(softmax, "CEILED", 0)
+    wanted = torch.softmax(FAR_ROWS, -1)
+    assert bool((attended_rows(FAR_ROWS, width) - wanted).abs().le(WEIGHT_BOUND).all())

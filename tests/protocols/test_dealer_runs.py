@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,8 +17,13 @@ from .tiny import FULL, MPCACHE, PROMPT, SPECS, config, run, weights
 LOGITS = 0.02  # measured: 0.004 at most, where logits spread over 2 and more
 
 
-@pytest.mark.parametrize("cache", [MPCACHE, FULL], ids=["mpcache", "full"])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+CASES = [(spec, cache) for spec in SPECS.values() for cache in (MPCACHE, FULL)]
+CASES.append((replace(SPECS["opt"], name="tiny-gelu", activation="gelu"), FULL))
+
+
+@pytest.mark.parametrize(
+    ("spec", "cache"), CASES, ids=[f"{spec.name}-{cache['policy']}" for spec, cache in CASES]
+)
 def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> None:
     settings = config(2, cache, protocol="dealer", verify=True)
     parties = run(settings, spec)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.protocols.activation import relu, silu
+from mpcache.protocols.activation import gelu, relu, silu
 from mpcache.protocols.arithmetic import linear, matmul, multiply, scale, settle
 from mpcache.protocols.comparison import at_least, choose, extrema, maximum, negative
 from mpcache.protocols.functions import (
@@ -225,6 +225,11 @@ FUNCTIONS = [
          partial(softmax_of, visible=causal(7)), partial(bounds.softmax, visible=causal(7))),
     Case("attention", _attention, (normal(2, 3, 1, 6), normal(2, 11, 6), normal(2, 11, 6)),
          attended, bounds.attention),
+    *(Case(f"gelu-{n}", gelu, (normal(n, spread=3),), torch.nn.functional.gelu, bounds.gelu)
+      for n in (1, 500)),
+    Case("gelu-edges", gelu,
+         (torch.tensor([0.0, UNIT, -UNIT, 5.6, 5.7, -5.6, 4.92, -4.93, 100, -100, 8191, -8191]),),
+         torch.nn.functional.gelu, bounds.gelu),
     *(Case(f"silu-{n}", silu, (normal(n, spread=3),), lambda x: x / (1 + torch.exp(-x)),
            bounds.silu) for n in (1, 500)),
 ]  # fmt: skip

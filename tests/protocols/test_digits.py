@@ -174,8 +174,8 @@ def test_the_price_of_a_plan_by_hand() -> None:
     """[y < r] on 12 bits in two digits of 6, without nodes: three last bits.
 
     A word of 64 bits answers less, and equal with it: 8 bytes a digit; 3 bits are sent for the
-    last table of 8 entries. A dealt byte counts half and a round 2^17 bytes on a LAN, 2 and 2^20 on a
-    WAN.
+    last table of 8 entries. A dealt byte counts half and a round 2^17 bytes on a LAN, 2 and 2^20 on
+    a WAN.
     """
     (plan,) = (plan for plan in digits._borrows(12, 3) if plan.widths == (6, 6) and not plan.levels)
     assert plan.words == ((0, "less"), (1, "less"))

@@ -11,10 +11,11 @@ import torch
 
 from mpcache.protocols.channel import Channel, Spec
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
-from mpcache.protocols.dealer import DealerSuite, Messages, Specs
+from mpcache.protocols.dealer import DealerSuite, Messages, OwnedWeight, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
+from mpcache.protocols.work import Kind, held_bytes
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 
@@ -93,13 +94,16 @@ class CountingDealer(DealerSuite):
 
     def draw(self, correlation: Correlation) -> Pieces:
         self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
+        self.prediction.called(type(correlation).__name__, held_bytes(correlation.pieces))
         return {}
 
     def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
-        self.prediction.multiplied(x.shape, y.shape)
+        kind: Kind = "owned" if isinstance(y, OwnedWeight) else "shared"
+        self.prediction.multiplied(kind, x.share, y.share)
         return super().matmul(x, y, width)
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        self.prediction.called("keep", 8 * math.prod(shape))
         return None
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:

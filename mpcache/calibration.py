@@ -1,140 +1,27 @@
-"""Predicted seconds: what this machine takes a round, a byte, a dealt byte and a multiply-add.
+"""Where a machine's measured speeds are kept, and the seconds of runs predicted from them.
 
-The speeds are fitted to measured layers (`mpcache cost --calibrate`) and saved in the user's cache
-folder. They hold for the machine and the version that they were measured with, and no other.
+`mpcache cost --calibrate` measures them and saves them in the user's cache folder. They hold for
+the machine and the version that they were measured with, and no other.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mpcache import __version__
 from mpcache.config import PRESETS, RunConfig
-from mpcache.protocols.ledger import Entry, Work
+from mpcache.protocols.ledger import Entry
+from mpcache.protocols.work import Work
 from mpcache.report.files import write_atomic
 from mpcache.report.machine import describe_machine
+from mpcache.speeds import Load, Speeds
 
-FEATURES = ("rounds", "sent_bytes", "dealt_bytes", "operands", "multiply_adds")
 NETWORKS = ("local", "lan", "wan")
-PHASES = ("prefill", "decode")
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a piece of a run asks of a party: the features that seconds are fitted to.
-
-    Attributes:
-        phase: prefill or decode: many rows at once, or one.
-    """
-
-    phase: str
-    rounds: float
-    sent_bytes: float
-    dealt_bytes: float
-    operands: float
-    multiply_adds: float
-
-    @staticmethod
-    def of(phase: str, entries: Sequence[Entry], work: Work, share: float = 1.0) -> Load:
-        """The largest counts of all parties, times `share`."""
-        return Load(
-            phase,
-            share * max(entry.rounds for entry in entries),
-            share * max(entry.sent_bytes for entry in entries),
-            share * max(entry.dealt_bytes for entry in entries),
-            share * work.operands,
-            share * work.multiply_adds,
-        )
-
-    def row(self) -> list[float]:
-        return [float(getattr(self, name)) for name in FEATURES]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds a unit of each feature, for a party and for the dealer."""
-
-    party: tuple[float, ...]
-    dealer: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("party", "dealer"):
-            speeds = tuple(map(float, getattr(self, name)))
-            if len(speeds) != len(FEATURES):
-                raise ValueError(f"{name} has {len(speeds)} speeds; expected {len(FEATURES)}")
-            object.__setattr__(self, name, speeds)
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """The paces of prefill and decode: rows by the hundred keep caches and compilers busier.
-
-    Attributes:
-        worst: the largest relative error on the layers that it was fitted to.
-    """
-
-    prefill: Pace
-    decode: Pace
-    worst: float
-    samples: int
-
-    def seconds(
-        self,
-        load: Load,
-        network: tuple[float, float] = (0.0, 0.0),
-        shared: tuple[int, int] | None = None,
-        live: bool = True,
-    ) -> float:
-        """A party's work and the network's delay; the dealer's work where that takes longer.
-
-        Args:
-            live: whether the dealer works at the same time; else everything was dealt before.
-            network: round trip in milliseconds, rate in Mbit/s (0 for no limit).
-            shared: parties and cores of a host that runs all of them and the dealer, whose work
-                then takes turns.
-        """
-        rtt_ms, mbps = network
-        pace: Pace = getattr(self, load.phase)
-        own, dealer = (float(np.dot(speeds, load.row())) for speeds in (pace.party, pace.dealer))
-        dealer = dealer if live else 0.0
-        wire = load.rounds * rtt_ms / 2e3 + (load.sent_bytes * 8 / (mbps * 1e6) if mbps else 0.0)
-        turns = (shared[0] * own + dealer) / shared[1] if shared else 0.0
-        return max(own + wire, dealer, turns)
-
-
-def fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Nonnegative least squares of the relative errors.
-
-    The solution is an ordinary one on the features that it uses; there are few, so all sets are
-    tried.
-
-    Args:
-        rows: features of each sample. seconds: measured, over 0.
-    """
-    scaled = np.asarray(rows, dtype=np.float64) / np.asarray(seconds, dtype=np.float64)[:, None]
-    size = np.abs(scaled).max(0)
-    used = [column for column in range(scaled.shape[1]) if size[column] > 0]
-    best, least = np.zeros(scaled.shape[1]), np.inf
-    for count in range(1, len(used) + 1):
-        for chosen in itertools.combinations(used, count):
-            part = scaled[:, chosen] / size[list(chosen)]
-            found = np.linalg.lstsq(part, np.ones(len(part)), rcond=None)[0]
-            off = float(((part @ found - 1) ** 2).sum())
-            if (found >= 0).all() and off < least:
-                best, least = np.zeros(scaled.shape[1]), off
-                best[list(chosen)] = found / size[list(chosen)]
-    return tuple(float(value) for value in best)
-
-
-# --- the file ------------------------------------------------------------------------------------
 
 
 def path() -> Path:
@@ -157,7 +44,7 @@ def save(suites: Mapping[str, Speeds]) -> Path:
         "machine": _here(),
         "suites": {name: asdict(speeds) for name, speeds in suites.items()},
     }
-    write_atomic(target, json.dumps(content, indent=2) + "\n")
+    write_atomic(target, json.dumps(content) + "\n")
     return target
 
 
@@ -166,10 +53,9 @@ def load(suite: str) -> tuple[Speeds | None, str]:
     again = "run `mpcache cost --calibrate`"
     try:
         content = json.loads(path().read_text(encoding="utf-8"))
-        found = content["suites"].get(suite)
-        of = content["version"], content["machine"]
-        if found is not None:
-            found = Speeds(**{**found, **{name: Pace(**found[name]) for name in PHASES}})
+        of, found = (content["version"], content["machine"]), content["suites"].get(suite)
+        if of == (__version__, _here()) and found is not None:
+            found = Speeds.read(found)
     except FileNotFoundError:
         return None, f"no seconds: this machine is not calibrated; {again}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -205,7 +91,11 @@ def run_seconds(config: RunConfig, loads: Mapping[str, Load]) -> dict[str, float
         return None
     shared = config.parties, int(describe_machine()["cores"])
     network = config.network.rtt_ms, config.network.mbps
-    return {name: speeds.seconds(piece, network, shared) for name, piece in loads.items()}
+    live = config.protocol == "dealer" and config.store is None
+    return {
+        name: speeds.seconds(piece, network, shared, live, config.network.tls)
+        for name, piece in loads.items()
+    }
 
 
 def loads_of(
@@ -214,9 +104,9 @@ def loads_of(
     """`prefill`, and `token`: a decode step on average, where there is one.
 
     Args:
-        totals: phase -> counts of each party, and arithmetic.
+        totals: phase -> counts of each party, and work.
     """
-    found = {"prefill": Load.of("prefill", *totals["prefill"])}
+    found = {"prefill": Load.of(*totals["prefill"])}
     if decode_steps:
-        found["token"] = Load.of("decode", *totals["decode"], share=1 / decode_steps)
+        found["token"] = Load.of(*totals["decode"], share=1 / decode_steps)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,33 @@ import typer
 from typer.core import TyperGroup
 
 from mpcache.cli_bench import bench
+from mpcache.cli_cost import cost
+from mpcache.cli_options import (
+    Cache,
+    Chat,
+    ConfigFile,
+    Device,
+    Model,
+    Network,
+    NewTokens,
+    Parties,
+    Prompt,
+    PromptFile,
+    Protocol,
+    Report,
+    Sets,
+    StoreOf,
+    Temperature,
+    Threads,
+    Verify,
+    Weights,
+    configured,
+    new_console,
+)
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.evaluation.command import app as evaluation
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mpcache.config import RunConfig
 
 
@@ -44,71 +64,7 @@ app = typer.Typer(
     help="Private LLM inference with a small secret-shared KV cache.",
 )
 app.add_typer(evaluation, name="eval")
-
 app.add_typer(bench, name="bench")
-
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="A YAML file, or the name of a shipped one.")
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key, dotted; repeatable."),
-]
-Parties = Annotated[int | None, typer.Option(help="2 or 3.")]
-Model = Annotated[str | None, typer.Option(help="A name from `mpcache models`, or a folder.")]
-Prompt = Annotated[
-    str | None, typer.Option(help="The prompt. Others on this host may see a command line.")
-]
-PromptFile = Annotated[
-    str | None, typer.Option(help="A UTF-8 file with the prompt; - is standard input.")
-]
-NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Tokens to generate.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="Draw tokens at this temperature; 0 takes the likeliest.")
-]
-Protocol = Annotated[str | None, typer.Option(help="The protocol suite: dealer or crypten.")]
-Cache = Annotated[str | None, typer.Option(help="The cache policy; see `mpcache policies`.")]
-Network = Annotated[
-    str | None, typer.Option(help="local, lan, wan, wan-slow, or RTT,MBPS to emulate.")
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu or cuda: where the plaintext twin works. Shares stay on the CPU."),
-]
-Weights = Annotated[str | None, typer.Option(help="auto, required or synthetic.")]
-Report = Annotated[str | None, typer.Option(help="Folder of the results; runs/<id> by default.")]
-StoreOf = Annotated[
-    str | None,
-    typer.Option("--store", help="Correlations dealt ahead: what `mpcache deal` wrote there."),
-]
-Verify = Annotated[
-    bool | None,
-    typer.Option("--verify/--no-verify", help="Testing aid: open logits and compare them."),
-]
-Threads = Annotated[int | None, typer.Option(help="Threads a party; 0 chooses.")]
-Chat = Annotated[
-    bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat form where known.")
-]
-
-
-def _config(config_file: str | None, sets: list[str] | None, **named: Any) -> RunConfig:
-    """The configuration from a file, ``--set`` and named options; a named option is strongest."""
-    from mpcache import config, config_layers
-
-    named["cache"] = {"policy": named["cache"]} if named.get("cache") else None
-    network = named.get("network")
-    named["network"] = config_layers.parse_network(network) if network else None
-    if named.get("prompt") is not None and named.get("prompt_file") is not None:
-        raise UsageError("--prompt and --prompt-file are both given; keep one of them")
-    given = {key: value for key, value in named.items() if value is not None}
-    overrides = config_layers.merge(config_layers.parse_set(sets or ()), given)
-    return config.load(config_layers.find(config_file) if config_file else None, overrides)
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, stderr=stderr)
 
 
 def _finish(exit_code: int) -> None:
@@ -138,7 +94,7 @@ def launch(
     store: StoreOf = None,
 ) -> None:
     """Start all parties on this host, generate, compare with the plaintext twin, report."""
-    resolved = _config(
+    resolved = configured(
         config,
         sets,
         parties=parties,
@@ -161,7 +117,7 @@ def launch(
     resolved = _with_prompt(resolved)
     from mpcache import launching
 
-    _finish(launching.launch(resolved, _console()))
+    _finish(launching.launch(resolved, new_console()))
 
 
 @app.command()
@@ -179,7 +135,7 @@ def party(
     store: StoreOf = None,
 ) -> None:
     """Run one party on this host; the client's party is the one that takes the prompt."""
-    resolved = _config(
+    resolved = configured(
         config,
         sets,
         prompt=prompt,
@@ -235,7 +191,7 @@ def deal(
             f"{' and '.join(missing)} missing: to deal ahead give all of {', '.join(ahead)}; to"
             " deal for parties that run now, none of them"
         )
-    resolved = _config(
+    resolved = configured(
         config,
         sets,
         store=store,
@@ -248,7 +204,7 @@ def deal(
     if prompt_tokens is not None and sessions is not None:
         from mpcache import stores
 
-        _finish(stores.deal_ahead(resolved, prompt_tokens, sessions, _console()))
+        _finish(stores.deal_ahead(resolved, prompt_tokens, sessions, new_console()))
         return
     from mpcache import session
 
@@ -270,7 +226,7 @@ def generate(
     chat: Chat = None,
 ) -> None:
     """Run the plaintext twin alone: the same decoder and cache, nothing secret."""
-    resolved = _config(
+    resolved = configured(
         config,
         sets,
         model=model,
@@ -286,53 +242,10 @@ def generate(
     resolved = _with_prompt(resolved)
     from mpcache import launching
 
-    _finish(launching.generate_plain(resolved, _console()))
+    _finish(launching.generate_plain(resolved, new_console()))
 
 
-@app.command()
-def cost(
-    prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of the prompt in tokens.")
-    ] = None,
-    parties: Parties = None,
-    model: Model = None,
-    max_new_tokens: NewTokens = None,
-    protocol: Protocol = None,
-    cache: Cache = None,
-    network: Network = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First measure this machine's speeds; a minute.")
-    ] = False,
-) -> None:
-    """Predict the rounds, bytes and (where calibrated) seconds of a run; no party is started."""
-    if prompt_tokens is None and not calibrate:
-        raise UsageError("--prompt-tokens is missing; give the length of the prompt in tokens")
-    resolved = _config(
-        config,
-        sets,
-        parties=parties,
-        model=model,
-        max_new_tokens=max_new_tokens,
-        protocol=protocol,
-        cache=cache,
-        network=network,
-    )
-    from mpcache import launching
-
-    if calibrate:
-        launching.calibrate(_console(stderr=True))
-    if prompt_tokens is None:
-        return
-    predicted = launching.predict(resolved, prompt_tokens)
-    if as_json:
-        typer.echo(json.dumps(predicted, indent=2))
-        return
-    from mpcache.report.console import print_prediction
-
-    print_prediction(_console(), resolved, prompt_tokens, predicted)
+app.command()(cost)
 
 
 @app.command()
@@ -360,7 +273,7 @@ def models() -> None:
     from mpcache.models import registry
     from mpcache.report.console import print_models
 
-    print_models(_console(), registry.list_models())
+    print_models(new_console(), registry.list_models())
 
 
 @app.command()
@@ -372,7 +285,7 @@ def policies(
     """List the cache policies: paper, what a budget counts, what leaks, and the price."""
     from mpcache.evaluation.catalogue import show
 
-    show(_console(), model, prompt_tokens, budget)
+    show(new_console(), model, prompt_tokens, budget)
 
 
 @app.command()
@@ -385,7 +298,7 @@ def report(
     """Write report.md of each run anew from its report.json, and one HTML page of them all."""
     from mpcache.report import render_again
 
-    page = render_again(runs, html, _console())
+    page = render_again(runs, html, new_console())
     typer.echo(f"page: {page}")
 
 

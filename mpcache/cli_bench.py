@@ -20,7 +20,9 @@ FOLDER = Path("runs/bench")
 WIDE = 140
 
 Model = Annotated[str, typer.Option(help="A name from `mpcache models`, for its shape.")]
-Layers = Annotated[int, typer.Option(help="Decoder layers of a step.")]
+Layers = Annotated[
+    str, typer.Option(help="Decoder layers of a step, or all: the whole model, head included.")
+]
 Contexts = Annotated[str, typer.Option(help="Tokens of the context, separated by commas.")]
 Caches = Annotated[str, typer.Option(help="Cache policies, separated by commas.")]
 Protocols = Annotated[str, typer.Option(help="Suites, separated by commas: dealer, crypten.")]
@@ -28,6 +30,11 @@ Networks = Annotated[
     str,
     typer.Option(help="local, lan, wan, wan-slow or RTT:MBPS to emulate, separated by commas."),
 ]
+PartiesOf = Annotated[str, typer.Option(help="2, or 3 in suite crypten, separated by commas.")]
+Profiles = Annotated[
+    str, typer.Option(help="Profiles of suite dealer, separated by commas; the usual one if empty.")
+]
+Devices = Annotated[str, typer.Option(help="Where the plaintext is computed: cpu, cuda.")]
 Repeat = Annotated[int, typer.Option(help="Measured steps, after one that warms up.")]
 Keep = Annotated[
     float, typer.Option(help="Share of the context that caches other than full attend to.")
@@ -40,33 +47,41 @@ Out = Annotated[
 @bench.command()
 def decode(
     model: Model = "opt-1.3b",
-    layers: Layers = 1,
+    layers: Layers = "1",
     contexts: Contexts = "1024",
     caches: Caches = "mpcache,full",
     protocols: Protocols = "dealer",
     networks: Networks = "local",
+    parties: PartiesOf = "2",
+    profiles: Profiles = "",
+    devices: Devices = "cpu",
     repeat: Repeat = 5,
     keep: Keep = 0.2,
     out: Out = None,
 ) -> None:
     """One token through decoder layers, on a cache that is filled."""
-    _sweep("decode", out, model, layers, contexts, caches, protocols, networks, repeat, keep)
+    _sweep("decode", out, model, layers, contexts, caches, keep, repeat, protocols, networks,
+           parties, profiles, devices)  # fmt: skip
 
 
 @bench.command()
 def prefill(
     model: Model = "opt-1.3b",
-    layers: Layers = 1,
+    layers: Layers = "1",
     contexts: Contexts = "128",
     caches: Caches = "mpcache,full",
     protocols: Protocols = "dealer",
     networks: Networks = "local",
+    parties: PartiesOf = "2",
+    profiles: Profiles = "",
+    devices: Devices = "cpu",
     repeat: Repeat = 2,
     keep: Keep = 0.2,
     out: Out = None,
 ) -> None:
     """A prompt through decoder layers, eviction included."""
-    _sweep("prefill", out, model, layers, contexts, caches, protocols, networks, repeat, keep)
+    _sweep("prefill", out, model, layers, contexts, caches, keep, repeat, protocols, networks,
+           parties, profiles, devices)  # fmt: skip
 
 
 @bench.command()
@@ -74,22 +89,17 @@ def ops(
     only: Annotated[str, typer.Option(help="Only operators with this in their name.")] = "",
     protocols: Protocols = "dealer",
     networks: Networks = "local",
+    parties: PartiesOf = "2",
+    profiles: Profiles = "",
+    devices: Devices = "cpu",
     repeat: Repeat = 5,
     out: Out = None,
 ) -> None:
     """Single operators at the shapes of OPT-1.3B."""
+    setting = _setting(protocols, networks, parties, profiles, devices)
     from mpcache.benchmarking.sweep import Sweep
 
-    _run(
-        Sweep(
-            "ops",
-            protocols=_names(protocols),
-            networks=_networks(networks),
-            repeat=repeat,
-            only=only,
-        ),
-        out,
-    )
+    _run(Sweep("ops", repeat=repeat, only=only, **setting), out)
 
 
 @bench.command()
@@ -103,24 +113,44 @@ def readme(
     typer.echo(f"{file}: {', '.join(write(lines, file))}")
 
 
-def _sweep(kind: str, out: Path | None, model: str, layers: int, *given: Any) -> None:
+def _setting(
+    protocols: str, networks: str, parties: str, profiles: str, devices: str
+) -> dict[str, Any]:
+    """What every kind of sweep goes over."""
+    return {
+        "protocols": _names(protocols),
+        "networks": _networks(networks),
+        "parties": tuple(_count("--parties", text) for text in _names(parties)),
+        "profiles": _names(profiles) or ("",),
+        "devices": _names(devices),
+    }
+
+
+def _sweep(
+    kind: str,
+    out: Path | None,
+    model: str,
+    layers: str,
+    contexts: str,
+    caches: str,
+    keep: float,
+    repeat: int,
+    *setting: str,
+) -> None:
+    given = _setting(*setting)
     from mpcache.benchmarking.sweep import Sweep
 
-    contexts, caches, protocols, networks, repeat, keep = given
-    _run(
-        Sweep(
-            kind,
-            model,
-            layers,
-            tuple(_count(text) for text in _names(contexts)),
-            _names(caches),
-            _names(protocols),
-            _networks(networks),
-            repeat,
-            keep,
-        ),
-        out,
+    sweep = Sweep(
+        kind,
+        model,
+        None if layers == "all" else _count("--layers", layers),
+        tuple(_count("--contexts", text) for text in _names(contexts)),
+        _names(caches),
+        repeat=repeat,
+        keep=keep,
+        **given,
     )
+    _run(sweep, out)
 
 
 def _run(sweep: Sweep, out: Path | None) -> None:
@@ -158,7 +188,8 @@ def _networks(text: str) -> tuple[str, ...]:
     return tuple(name.replace(":", ",") for name in _names(text))
 
 
-def _count(text: str) -> int:
+def _count(option: str, text: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise UsageError(f"--contexts {text!r}: expected whole numbers separated by commas")
+        more = ", or all" if option == "--layers" else " separated by commas"
+        raise UsageError(f"{option} {text!r}: expected whole numbers{more}")
     return int(text)

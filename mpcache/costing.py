@@ -7,16 +7,18 @@ Decode steps are all walked: each has one stored token more than the one before.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mpcache.calibration import Load, loads_of
+from mpcache.calibration import loads_of
 from mpcache.config import RunConfig
 from mpcache.eviction.base import Policy
 from mpcache.models.spec import ModelSpec
 from mpcache.program import policy_of, predict
-from mpcache.protocols.ledger import Entry, Prediction, Work, worked
+from mpcache.protocols.ledger import Entry, Prediction
+from mpcache.protocols.work import Work, worked
 from mpcache.report.record import PHASES
+from mpcache.speeds import Load
 
 _LAYER = re.compile(r"^(\w+)/layer(\d+)(/.*)?$")
 
@@ -27,7 +29,7 @@ class Quick:
 
     Attributes:
         ranks: by party, path of a scope -> its counts.
-        work: path of a scope -> arithmetic of its products.
+        work: path of a scope -> what a processor is asked for in it.
     """
 
     ranks: tuple[dict[str, Entry], ...]
@@ -42,7 +44,7 @@ class Quick:
         return total
 
     def worked(self, prefix: str) -> Work:
-        """Arithmetic in the scope `prefix` and everything inside it."""
+        """Work in the scope `prefix` and everything inside it."""
         return worked(self.work, prefix)
 
     def phases(self) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _spread_work(prediction: Prediction, copies: dict[int, int]) -> dict[str, Wo
         for path, work in prediction.work.items():
             copy = _renamed(path, source, layer)
             if copy is not None:
-                result[copy] = Work(**asdict(work))
+                result[copy] = work.copy()
     return result
 
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def predict(config: RunConfig, prompt_tokens: int) -> dict[str, Any]:
     else:
         loads = found.loads(config.max_new_tokens - 1)
         predicted["seconds"] = calibration.seconds_on_networks(speeds, loads, config.parties)
-        predicted["seconds_error"] = speeds.worst
+        predicted["seconds_error"] = asdict(speeds.held_out)
     return found.phases() | predicted
 
 
@@ -200,15 +200,10 @@ def calibrate(console: Console) -> None:
     """Measure this machine's speeds in both suites, and save them."""
     from mpcache.benchmarking.calibrate import calibrate as fitted
 
-    suites = {
-        suite: fitted(suite, lambda line: console.print(f"[dim]{line}[/]"))
-        for suite in AVAILABLE_PROTOCOLS
-    }
+    suites = fitted(AVAILABLE_PROTOCOLS, lambda line: console.print(f"[dim]{line}[/]"))
     target = calibration.save(suites)
     for suite, speeds in suites.items():
-        console.print(
-            f"{suite}: fitted to {speeds.samples} layers, off by {speeds.worst:.0%} at most there"
-        )
+        console.print(f"{suite}: {speeds.accuracy}", soft_wrap=True)
     console.print(f"saved: {escape(str(target))}", soft_wrap=True)
 
 
@@ -229,7 +224,7 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     ids = encode_prompt(config, source, read_prompt(config))
     check_prompt(source, ids, config.max_new_tokens)
     policy_of(config, len(ids)).fitted(source.spec).require(source.spec)
-    _check_memory(config, source)
+    check_memory(config, source)
     if source.notice:
         print_warnings(console, [source.notice])
     return source, ids
@@ -240,7 +235,7 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
 _WEIGHT_BYTES = {"dealer": 2 + 8, "crypten": 8 + 4}
 
 
-def _check_memory(config: RunConfig, source: Source) -> None:
+def check_memory(config: RunConfig, source: Source) -> None:
     """Refuse a model whose shares cannot fit, instead of being killed half-way."""
     weights = source.spec.parameters
     each = _WEIGHT_BYTES[config.protocol] * (config.parties if config.protocol == "crypten" else 1)

@@ -135,14 +135,18 @@ def deal(
     prompt_tokens: int,
     seeds: tuple[Randomness, Randomness],
     emit: Callable[[torch.Tensor], None],
+    ledger: Scopes | None = None,
 ) -> int:
     """The dealer's walk over the same text: emits party 1's corrections in the order of use.
+
+    Args:
+        ledger: where the dealer's time is noted, by scope.
 
     Returns:
         The bytes dealt.
     """
     suite = Dealing(setting_of(config), seeds, emit)
-    _walk(config, spec, SecureMachine(suite, Scopes()), prompt_tokens)
+    _walk(config, spec, SecureMachine(suite, ledger or Scopes()), prompt_tokens)
     return suite.dealt_bytes
 
 

@@ -52,12 +52,7 @@ class Screen:
             raw = bytearray(base64.b64decode(event["float32"]))
             self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
         elif kind == "dealt":
-            self.dealer = DealerRecord(
-                int(event["bytes"]),
-                float(event.get("seconds", 0.0)),
-                float(event.get("elapsed_seconds", 0.0)),
-                "store" if event.get("store") else "live",
-            )
+            self.dealer = DealerRecord.read(event)
         elif kind == "result":
             self.results[rank] = event
 

@@ -32,8 +32,9 @@ from mpcache.parties.store import Session
 from mpcache.parties.transport import Wires, connect
 from mpcache.program import LENGTH, check_length, deal, kept_of, policy_of, run_secure
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.ledger import Ledger
+from mpcache.protocols.ledger import Ledger, Scopes
 from mpcache.report.files import run_folder, write_atomic
+from mpcache.report.record import DealerRecord
 
 BY_HAND = "by hand"
 BUILT_IN_TOKENS = 128
@@ -97,12 +98,12 @@ class _Launched:
     def token(self, position: int, token: int | None) -> None:
         self.out.emit("token", position=position, id=token, where=_token_place(position))
 
-    def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
-        self.out.emit("dealt", bytes=dealt_bytes, seconds=seconds, elapsed_seconds=elapsed)
+    def dealt(self, work: DealerRecord) -> None:
+        self.out.emit("dealt", **asdict(work))
 
     def claimed(self, session: Session) -> None:
         if session.corrections is not None:
-            self.out.emit("dealt", bytes=session.dealt_bytes, store=True)
+            self.out.emit("dealt", **asdict(DealerRecord.ahead(session.dealt_bytes)))
 
     def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
         for position, row in enumerate(logits):
@@ -128,8 +129,8 @@ class _ByHand:
         self.out.write(self.decoder.push(token))
         self.out.flush()
 
-    def dealt(self, dealt_bytes: int, seconds: float, elapsed: float) -> None:
-        print(f"dealer: {dealt_bytes:,} bytes in {seconds:.1f} s of work", file=self.err)
+    def dealt(self, work: DealerRecord) -> None:
+        print(f"dealer: {work.dealt_bytes:,} bytes in {work.seconds:.1f} s of work", file=self.err)
 
     def claimed(self, session: Session) -> None:
         print(
@@ -247,12 +248,20 @@ def _deal(config: RunConfig, voice: Any, session: str) -> int:
         seeds = [system_random.token_bytes(SEED_BYTES) for _ in range(2)]
         hand_out_seeds(links, seeds)
         voice.where("dealing")
-        sender = Sender(to_wires(links[1]))
+        sender, work = Sender(to_wires(links[1])), Scopes()
+
+        def emit(correction: torch.Tensor) -> None:
+            waited, entry = sender.seconds, work.entry()
+            sender.emit(correction)
+            entry.wait_seconds += sender.seconds - waited
+            entry.dealt_bytes += correction.nbytes
+
         began = time.perf_counter()
-        dealt = deal(config, source.spec, count, (Stream(seeds[0]), Stream(seeds[1])), sender.emit)
+        streams = Stream(seeds[0]), Stream(seeds[1])
+        dealt = deal(config, source.spec, count, streams, emit, work)
         sender.finish()
         seconds = time.perf_counter() - began
-        voice.dealt(dealt, seconds - sender.seconds, seconds)
+        voice.dealt(DealerRecord.of(work, dealt, seconds - sender.seconds, seconds))
     return 0
 
 

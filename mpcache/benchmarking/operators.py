@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mpcache.benchmarking.pair import Job, Side
+from mpcache.benchmarking.job import Job, Side
 from mpcache.eviction.base import causal_mask
 from mpcache.protocols.activation import relu, silu
 from mpcache.protocols.arithmetic import linear, product

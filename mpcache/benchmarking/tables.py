@@ -12,10 +12,11 @@ from mpcache.benchmarking import scaling
 from mpcache.report import tables
 
 Row = dict[str, Any]
+SETTING = ("protocol", "parties", "profile", "network", "device")
 NAMES = {
-    "decode": ("cache", "tokens", "layers", "protocol", "network"),
-    "prefill": ("cache", "tokens", "layers", "protocol", "network"),
-    "ops": ("operator", "protocol", "network"),
+    "decode": ("cache", "tokens", "layers", *SETTING),
+    "prefill": ("cache", "tokens", "layers", *SETTING),
+    "ops": ("operator", *SETTING),
 }
 TITLES = {
     "decode": "one decode step",
@@ -29,13 +30,20 @@ def cells(row: Row) -> dict[str, str]:
     seconds, short = row["seconds"], tables.in_seconds
     dealt = row["protocol"] == "dealer"
     network = f"{row['network']} (emulated)" if row["emulated"] else row["network"]
-    shown = {"protocol": row["protocol"], "network": network}
+    shown = {
+        "protocol": row["protocol"],
+        "parties": str(row["parties"]),
+        "profile": row["profile"] or "the usual",
+        "network": network,
+        "device": row["device"],
+    }
     if row["kind"] == "ops":
         shown["operator"] = row["operator"]
     else:
         keep = f" {row['keep']:.0%}" if "keep" in row else ""
         shown["cache"] = row["cache"] + keep
-        shown |= {"tokens": f"{row['context']:,}", "layers": str(row["layers"])}
+        whole = " (whole model)" * row["whole"]
+        shown |= {"tokens": f"{row['context']:,}", "layers": f"{row['layers']}{whole}"}
     return {name: shown[name] for name in NAMES[row["kind"]]} | {
         "seconds": short(seconds["median"]),
         "least to most": f"{short(seconds['min'])} to {short(seconds['max'])}",
@@ -75,7 +83,10 @@ def caption(rows: Sequence[Row]) -> str:
     counts = sorted({row["seconds"]["count"] for row in rows})
     models = sorted({row["model"] for row in rows if "model" in row})
     first = cells(rows[0])
-    common = "".join(f"{name} {first[name]}; " for name in _columns(rows)[1])
+    usual = {"parties": "2", "profile": "the usual", "device": "cpu"}
+    common = "".join(
+        f"{name} {first[name]}; " for name in _columns(rows)[1] if first[name] != usual.get(name)
+    )
     dealt = " everything dealt before," * any(row["protocol"] == "dealer" for row in rows)
     what = f"{', '.join(models)}, synthetic weights; " if models else ""
     return (

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpcache import calibration
-from mpcache.calibration import FEATURES, Pace, Speeds
 from mpcache.config import PRESETS, load
 from mpcache.costing import quick
 from mpcache.eviction.base import Policy
 from mpcache.models.spec import ModelSpec
+from mpcache.speeds import Speeds, far_seconds
 
 PROTOCOL = "dealer"
 PARTIES = 2
@@ -24,8 +24,6 @@ AXES = {
     "lan_seconds": "predicted seconds a token, lan",
     "wan_seconds": "predicted seconds a token, wan",
 }
-
-STILL = Pace((0.0,) * len(FEATURES), (0.0,) * len(FEATURES))
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class Clock:
         if speeds is not None:
             return Clock(
                 speeds,
-                "Predicted seconds: network and arithmetic, from this machine's calibration (off by"
-                f" {speeds.worst:.0%} at most on what it was fitted to); each process on a host of"
-                " its own.",
+                "Predicted seconds: network and arithmetic, from this machine's calibration (on"
+                f" layers left out of it off by {speeds.held_out.median:.0%} in the middle and"
+                f" {speeds.held_out.worst:.0%} at most); each process on a host of its own.",
             )
         why = missing.removeprefix("no seconds: ")
         return Clock(None, f"Predicted seconds: the network alone, without any arithmetic ({why}).")
@@ -78,9 +76,10 @@ def decode_price(
         "online_bytes": sum(step["sent_bytes"]),
         "dealt_bytes": sum(step["dealt_bytes"]),
     }
-    speeds = clock.speeds or Speeds(STILL, STILL, 0.0, 0)
     for network in NETWORKS:
-        row[f"{network}_seconds"] = speeds.seconds(token, PRESETS[network])
+        far = PRESETS[network]
+        known = clock.speeds.seconds(token, far) if clock.speeds else far_seconds(token, far)
+        row[f"{network}_seconds"] = known
     return row
 
 

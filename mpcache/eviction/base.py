@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from mpcache.models.spec import ModelSpec
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.secret import Secret
+
+Seeded = Callable[[tuple[int, ...]], Value]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,17 @@ class Cache(KeyValueCache, ABC):
         self.keys[layer] = self._added("keys", layer, self.keys[layer], keys)
         self.values[layer] = self._added("values", layer, self.values[layer], values)
         return self.decode(machine, layer, queries)
+
+    def fill(
+        self, machine: Machine, layer: int, keys: Value, values: Value, seeded: Seeded
+    ) -> None:
+        """Put seeded values where a prefill leaves its own, to measure the steps after it.
+
+        Args:
+            keys, values: of the stored tokens [kv_heads, tokens, head_dim].
+            seeded: makes values from 0 to 1 of a shape, for what else a step reads.
+        """
+        self.keys[layer], self.values[layer] = keys, values
 
     def _added(self, name: str, layer: int, stored: Value, fresh: Value) -> Value:
         growing = self._growing.get((name, layer))

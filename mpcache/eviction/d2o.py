@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
+from mpcache.eviction.base import Budget, Cache, Policy, Seeded, causal_mask
 from mpcache.eviction.merging import cosines, drop, gather, merge, nearest
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import scale, settle
@@ -78,6 +78,13 @@ class D2OCache(Cache):
             with machine.scope("evict"):
                 self._shrink(machine, layer)
         return context
+
+    def fill(
+        self, machine: Machine, layer: int, keys: Value, values: Value, seeded: Seeded
+    ) -> None:
+        super().fill(machine, layer, keys, values, seeded)
+        self.drawn[layer] = seeded((keys.shape[0], keys.shape[1]))
+        self.threshold[layer] = seeded((keys.shape[0], 1, 1))
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
         keys, values = self.keys[layer], self.values[layer]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mpcache.eviction.base import Budget, Cache, Policy
+from mpcache.eviction.base import Budget, Cache, Policy, Seeded
 from mpcache.eviction.oblivious import accumulated, prefilled, replaced, top
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.operation import Machine, Value
@@ -67,6 +67,12 @@ class H2OCache(Cache):
             self.weight[layer] = kept.of(machine, weight.unsqueeze(2)).squeeze(2)
         self.keys[layer], self.values[layer] = keys, values
         return attended.context
+
+    def fill(
+        self, machine: Machine, layer: int, keys: Value, values: Value, seeded: Seeded
+    ) -> None:
+        super().fill(machine, layer, keys, values, seeded)
+        self.weight[layer] = seeded((keys.shape[0], keys.shape[1]))
 
     def _weighed(self, machine: Machine, attended: Weighted) -> Value:
         """What the prompt's tokens weigh [kv_heads, tokens]."""

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from mpcache.eviction.base import Cache
+from mpcache.eviction.base import Cache, Seeded
 from mpcache.eviction.h2o import H2O, H2OCache
 from mpcache.eviction.oblivious import below_mean
 from mpcache.models.spec import ModelSpec
@@ -42,6 +42,13 @@ class Scissorhands(H2O):
 
 class ScissorhandsCache(H2OCache):
     policy: Scissorhands
+
+    def fill(
+        self, machine: Machine, layer: int, keys: Value, values: Value, seeded: Seeded
+    ) -> None:
+        super().fill(machine, layer, keys, values, seeded)
+        heads, tokens, _ = keys.shape
+        self.weight[layer] = self._drawn(machine, seeded((heads, 1, 1, tokens)))
 
     def _weighed(self, machine: Machine, attended: Weighted) -> Value:
         tokens = attended.weights.shape[2]

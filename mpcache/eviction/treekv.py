@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
+from mpcache.eviction.base import Budget, Cache, Policy, Seeded, causal_mask
 from mpcache.eviction.mpcache import OBSERVED, share_of
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import product
@@ -81,6 +81,13 @@ class TreeKVCache(Cache):
             self._compete(machine, layer, 0, arrived)
             self.turn[layer] = arrived % size
         return context
+
+    def fill(
+        self, machine: Machine, layer: int, keys: Value, values: Value, seeded: Seeded
+    ) -> None:
+        super().fill(machine, layer, keys, values, seeded)
+        self.drawn[layer] = seeded((keys.shape[0], keys.shape[1], 2))
+        self.turn[layer] = 0
 
     def decode(self, machine: Machine, layer: int, queries: Value) -> Value:
         keys, values = self.keys[layer], self.values[layer]

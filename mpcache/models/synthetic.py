@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -53,3 +54,21 @@ def synthetic_tensor(spec: ModelSpec, name: str, seed: int = 0) -> torch.Tensor:
 def synthetic_weights(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     """Every weight of `spec` by canonical name, float32; see `synthetic_tensor`."""
     return {name: synthetic_tensor(spec, name, seed) for name in spec.shapes()}
+
+
+class SyntheticWeights(Mapping[str, torch.Tensor]):
+    """As `synthetic_weights`, each made when it is looked up, and not kept."""
+
+    def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
+        self.spec, self.seed, self._shapes = spec, seed, spec.shapes()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._shapes:
+            raise KeyError(name)
+        return synthetic_tensor(self.spec, name, self.seed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)

@@ -97,6 +97,7 @@ class Link:
         self.sock, self.rank = sock, rank
         self.sent = self.received = 0
         self.moved = 0  # counts anything that shows the peer alive
+        self.same_host = _same_host(sock)
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -279,6 +280,11 @@ class Link:
         out = self._out_wants if self.sending else 0
         return out | (self._in_wants if self.receiving else 0)
 
+    @property
+    def clock(self) -> float:
+        """When the peer began to send the frame that came last, on its own monotonic clock."""
+        return self._clock
+
     def due(self) -> float:
         """When the frame that came last is delivered on the emulated network (monotonic seconds).
 
@@ -302,6 +308,13 @@ class Link:
             self.push()
         except (Broken, ValueError):
             self._out.clear()
+
+
+def _same_host(sock: socket.socket) -> bool:
+    """Whether both ends have one address, and so one clock."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return True
+    return bool(sock.getsockname()[0] == sock.getpeername()[0])
 
 
 def _difference(expected: Header, got: Header) -> str:

@@ -105,7 +105,7 @@ class Wires:
             PeerError: a peer is gone, late, stopped, or sent another label, dtype or shape.
             MpcacheError: a tensor or a peer that cannot be sent, or these wires have ended.
         """
-        began = time.perf_counter()
+        began, busy = time.monotonic(), time.process_time()
         label = f"{self.ledger.path}:{kind}"
         if self._ended:
             raise MpcacheError(f"no exchange {label!r}: the wires {self._ended}")
@@ -128,12 +128,24 @@ class Wires:
         }
         if not (out and self._pull_each(wanted, label)):
             self._duplex(label, [self._links[peer] for peer in {**sent, **wanted}])
-        self.ledger.record(label, sent, wanted, time.perf_counter() - began)
         if self.emulated and wanted:
-            began = time.perf_counter()
             wait_until(max(self._links[peer].due() for peer in wanted))
-            self.ledger.entry().wait_seconds += time.perf_counter() - began
+        waited, moved = self._split(began, clock, wanted)
+        self.ledger.record(label, sent, wanted, waited, moved, time.process_time() - busy)
         return received
+
+    def _split(self, began: float, ready: float, wanted: Iterable[int]) -> tuple[float, float]:
+        """Seconds until the last peer began to send, and the others of an exchange that ends now.
+
+        Args:
+            began, ready: when the exchange began, and when this party began to send.
+        """
+        links, end = [self._links[peer] for peer in wanted], time.monotonic()
+        started = ready
+        for link in links:
+            # without a common clock nobody knows when a peer began
+            started = max(started, min(link.clock, end) if link.same_host else end)
+        return started - ready, (ready - began) + (end - started)
 
     def _validate(self, frames: Specs, label: str) -> None:
         for peer, specs in frames.items():

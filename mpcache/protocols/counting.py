@@ -7,6 +7,7 @@ and rounds equal those of the running suite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -48,6 +49,9 @@ class CountingCrypten(Suite):
         ranks = range(self.world)
         self.prediction.step("all_reduce", {(a, b): specs for a in ranks for b in ranks if a != b})
 
+    def _called(self, name: str, *shapes: Sequence[int]) -> None:
+        self.prediction.called(name, sum(8 * math.prod(shape) for shape in shapes))
+
     def seeds(self) -> None:
         """The one exchange that attaching CrypTen takes."""
         ring = {(rank, (rank + 1) % self.world): [Spec(())] for rank in range(self.world)}
@@ -60,19 +64,25 @@ class CountingCrypten(Suite):
 
     def multiply(self, x: Secret, y: Secret) -> Secret:
         self._all_reduce(x.shape, y.shape)
-        return Secret(x.share * y.share, x.frac + y.frac)
+        product = Secret(x.share * y.share, x.frac + y.frac)
+        self._called("multiply", x.shape, y.shape, product.shape)
+        return product
 
     def square(self, x: Secret) -> Secret:
         self._all_reduce(x.shape)
+        self._called("square", x.shape)
         return Secret(x.share, 2 * x.frac)
 
     def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
         self._all_reduce(x.shape, y.shape)
-        self.prediction.multiplied(x.shape, y.shape)
+        self.prediction.multiplied("torch", x.share, y.share)
         shape = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-        return hollow((*shape, x.shape[-2], y.shape[-1]), x.frac + y.frac)
+        product = hollow((*shape, x.shape[-2], y.shape[-1]), x.frac + y.frac)
+        self._called("matmul", x.shape, y.shape, product.shape)
+        return product
 
     def truncate(self, x: Secret, bits: int) -> Secret:
+        self._called("truncate", x.shape)
         if self.world > 2:
             spec = [Spec(tuple(x.shape))]
             others = range(1, self.world)
@@ -81,6 +91,7 @@ class CountingCrypten(Suite):
         return Secret(x.share, x.frac - bits)
 
     def negative(self, x: Secret, magnitude: int = 15, keep: int = 16) -> Secret:
+        self._called("negative", x.shape)
         one, two = (1, *x.shape), (2, 1, *x.shape)
         for _ in range(self.world - 1):
             self._all_reduce(one, one)

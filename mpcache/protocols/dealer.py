@@ -227,14 +227,14 @@ class DealerSuite(Tables):
 
     def multiplying_matrices(self, x: Secret, y: Secret, width: int = 64) -> Play:
         """As `matmul`; modulo 2^width, or less where an operand counts modulo less."""
-        self.multiplied(x.shape, y.shape)
+        self.multiplied(x, y)
         batch = broadcast(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.shape[-2], y.shape[-1])
         if isinstance(y, OwnedWeight):
             return self._owned(x, y, shape, width)
         return self._beaver("matmul", _matmul, x, y, shape, width)
 
-    def multiplied(self, left: Sequence[int], right: Sequence[int]) -> None:
+    def multiplied(self, x: Secret, y: Secret) -> None:
         """Note the arithmetic of a product, where it is counted."""
 
     def coarse(self, x: Secret, frac: int) -> Secret:

@@ -11,9 +11,11 @@ import torch
 
 from mpcache.protocols.channel import Channel
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
-from mpcache.protocols.dealer import DealerSuite, Messages, Specs
+from mpcache.protocols.dealer import DealerSuite, Messages, OwnedWeight, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
+from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
+from mpcache.protocols.work import Kind, held_bytes
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 
@@ -87,12 +89,15 @@ class CountingDealer(DealerSuite):
 
     def draw(self, correlation: Correlation) -> Pieces:
         self.prediction.ranks[1].entry().dealt_bytes += correlation.dealt_bytes
+        self.prediction.called(type(correlation).__name__, held_bytes(correlation.pieces))
         return {}
 
-    def multiplied(self, left: Sequence[int], right: Sequence[int]) -> None:
-        self.prediction.multiplied(left, right)
+    def multiplied(self, x: Secret, y: Secret) -> None:
+        kind: Kind = "owned" if isinstance(y, OwnedWeight) else "shared"
+        self.prediction.multiplied(kind, x.share, y.share)
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        self.prediction.called("keep", 8 * math.prod(shape))
         return None
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:

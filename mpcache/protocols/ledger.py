@@ -7,7 +7,6 @@ that it takes part in, so the counts of all parties agree. Bytes are frames on t
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,22 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from mpcache.protocols.channel import Spec, frame_bytes
+from mpcache.protocols.work import Call, Kind, Product, Work, worked
 
 
 @dataclass
 class Entry:
-    """Totals of one scope. `seconds` is wall time in the scope itself, children not included;
-    `wait_seconds` is the part of it that was spent in exchanges with the peers, `dealer_seconds`
-    the part spent taking corrections: waiting for the dealer, and copying."""
+    """Totals of one scope. `seconds` is wall time in the scope itself, children not included.
+
+    Three parts of it are told apart; the rest is the party's own work. `wait_seconds`: in an
+    exchange, until the last peer began to send. `transfer_seconds`: from then on until every frame
+    was there, emulated delay included. `dealer_seconds`: taking corrections, which is waiting for
+    the dealer and copying. The first two need one clock, so one host: across hosts both are in
+    `wait_seconds`.
+
+    `busy_seconds` is processor time in the scope, of all threads, and `wire_busy_seconds` the part
+    of it that was spent in exchanges: what other processes take does not lengthen them.
+    """
 
     rounds: int = 0
     messages: int = 0
@@ -31,7 +39,10 @@ class Entry:
     dealt_bytes: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    transfer_seconds: float = 0.0
     dealer_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    wire_busy_seconds: float = 0.0
 
     def add(self, other: Entry) -> None:
         for name, value in asdict(other).items():
@@ -57,7 +68,7 @@ class Scopes:
         self.on_enter: Callable[[str], None] | None = None
         self.entries: dict[str, Entry] = {}
         self._path: list[str] = []
-        self._since = time.perf_counter()
+        self._since, self._busy = time.perf_counter(), time.process_time()
 
     @property
     def path(self) -> str:
@@ -67,9 +78,11 @@ class Scopes:
         return self.entries.setdefault(self.path, Entry())
 
     def _settle(self) -> None:
-        now = time.perf_counter()
-        self.entry().seconds += now - self._since
-        self._since = now
+        now, busy = time.perf_counter(), time.process_time()
+        entry = self.entry()
+        entry.seconds += now - self._since
+        entry.busy_seconds += busy - self._busy
+        self._since, self._busy = now, busy
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -135,7 +148,9 @@ class Ledger(Scopes):
         label: str,
         sent: Mapping[int, Sequence[Spec]],
         received: Mapping[int, Sequence[Spec]],
-        seconds: float,
+        wait_seconds: float = 0.0,
+        transfer_seconds: float = 0.0,
+        busy_seconds: float = 0.0,
     ) -> None:
         """Count one step, made of one frame to each peer in `sent` and from each in `received`."""
         self.transcript.add(label, sent, received)
@@ -144,7 +159,9 @@ class Ledger(Scopes):
         entry.messages += len(sent)
         entry.sent_bytes += sum(frame_bytes(label, specs) for specs in sent.values())
         entry.received_bytes += sum(frame_bytes(label, specs) for specs in received.values())
-        entry.wait_seconds += seconds
+        entry.wait_seconds += wait_seconds
+        entry.transfer_seconds += transfer_seconds
+        entry.wire_busy_seconds += busy_seconds
 
     def opened(self, why: str, to: str, values: int) -> None:
         """Note that `values` elements left the shares, for `to`, because of `why`."""
@@ -155,39 +172,13 @@ class Ledger(Scopes):
         return [Opening(why, to, n) for (why, to), n in sorted(self._openings.items())]
 
 
-@dataclass
-class Work:
-    """Local arithmetic of matrix products at one party: what a prediction of seconds needs.
-
-    Attributes:
-        multiply_adds: of all products.
-        operands: elements of their right sides, which are read once each.
-    """
-
-    multiply_adds: int = 0
-    operands: int = 0
-
-    def add(self, other: Work) -> None:
-        self.multiply_adds += other.multiply_adds
-        self.operands += other.operands
-
-
-def worked(work: Mapping[str, Work], prefix: str = "") -> Work:
-    """Sum over the scope `prefix` and everything inside it; over all scopes for ``""``."""
-    total = Work()
-    for path, part in work.items():
-        if not prefix or path == prefix or path.startswith(prefix + "/"):
-            total.add(part)
-    return total
-
-
 Sends = Mapping[tuple[int, int], Sequence[Spec]]
 
 
 class Prediction(Scopes):
     """The ledgers of all parties at once, counted without a party: `ranks[r]` predicts party r.
 
-    `work` has the arithmetic of matrix products by scope, about the same at every party.
+    `work` has by scope what a processor is asked for, about the same at every party.
     """
 
     def __init__(self, world: int) -> None:
@@ -199,6 +190,7 @@ class Prediction(Scopes):
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         self._path.append(name)
+        self.called("scope", 0)
         if self.on_enter is not None:
             self.on_enter(self.path)
         for ledger in self.ranks:
@@ -216,16 +208,21 @@ class Prediction(Scopes):
         for ledger in self.ranks:
             sent = {to: specs for (source, to), specs in sends.items() if source == ledger.rank}
             got = {source: specs for (source, to), specs in sends.items() if to == ledger.rank}
-            ledger.record(label, sent, got, 0.0)
+            ledger.record(label, sent, got)
 
-    def multiplied(self, left: Sequence[int], right: Sequence[int]) -> None:
+    def multiplied(self, kind: Kind, left: torch.Tensor, right: torch.Tensor) -> None:
         """Note a product of matrices [.., m, k] and [.., k, n]."""
-        batch = math.prod(torch.broadcast_shapes(left[:-2], right[:-2]))
-        operands = batch * right[-2] * right[-1]
-        self.work.setdefault(self.path, Work()).add(Work(left[-2] * operands, operands))
+        self._work().products[Product.of(kind, left, right)] += 1
+
+    def called(self, name: str, size: int) -> None:
+        """Note a use of the primitive `name`, which handles `size` bytes."""
+        self._work().calls[Call(name, size)] += 1
+
+    def _work(self) -> Work:
+        return self.work.setdefault(self.path, Work())
 
     def worked(self, prefix: str = "") -> Work:
-        """Arithmetic in the scope `prefix` and everything inside it; of all scopes for ``""``."""
+        """Work in the scope `prefix` and everything inside it; of all scopes for ``""``."""
         return worked(self.work, prefix)
 
     def opened(self, why: str, to: str, values: int) -> None:

@@ -11,10 +11,10 @@ from mpcache.errors import MpcacheError
 from mpcache.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from mpcache.protocols.ledger import Ledger
+    from mpcache.protocols.ledger import Ledger, Scopes
 
 PHASES = ("setup", "prefill", "decode")
-TIMES = ("seconds", "wait_seconds", "dealer_seconds")
+TIMES = ("seconds", "wait_seconds", "transfer_seconds", "dealer_seconds")
 COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
 
 ScopeTable = Mapping[str, Mapping[str, float]]
@@ -61,7 +61,7 @@ class PartyRecord:
     """The ledger of one party as it was measured.
 
     Attributes:
-        scopes: as in `PredictedParty`, with ``seconds`` and ``wait_seconds`` besides the counts.
+        scopes: as in `PredictedParty`, with the `TIMES` besides the counts.
         phase_seconds: wall time of ``setup``, ``prefill`` and ``decode``.
         kept: public token counts: ``static`` by layer, ``dynamic`` by decode step, and by layer
             within a step where layers differ.
@@ -143,12 +143,50 @@ class DealerRecord:
         dealt_bytes: corrections that it emitted for party 1.
         seconds: its work in this run; `elapsed_seconds` also holds its waits for party 1.
         source: ``live``, or ``store`` where all was dealt ahead and no dealer ran.
+        phases: ``setup``, ``prefill``, ``decode`` -> seconds of work and bytes dealt for each.
     """
 
     dealt_bytes: int
-    seconds: float
-    elapsed_seconds: float
+    seconds: float = 0.0
+    elapsed_seconds: float = 0.0
     source: Literal["live", "store"] = "live"
+    phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def ahead(dealt_bytes: int) -> DealerRecord:
+        """Of a run that takes everything from a store."""
+        return DealerRecord(dealt_bytes, source="store")
+
+    @staticmethod
+    def of(work: Scopes, dealt_bytes: int, seconds: float, elapsed: float) -> DealerRecord:
+        """From the dealer's own ledger, whose waits are those for party 1."""
+        totals = {phase: work.total(phase) for phase in PHASES}
+        phases = {
+            phase: {
+                "seconds": total.seconds - total.wait_seconds,
+                "dealt_bytes": total.dealt_bytes,
+            }
+            for phase, total in totals.items()
+        }
+        return DealerRecord(dealt_bytes, seconds, elapsed, phases=phases)
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> DealerRecord:
+        """From the event that the dealer, or a party with a store, wrote.
+
+        Raises:
+            MpcacheError: it lacks a field.
+        """
+        try:
+            return DealerRecord(
+                int(values["dealt_bytes"]),
+                float(values["seconds"]),
+                float(values["elapsed_seconds"]),
+                "store" if values["source"] == "store" else "live",
+                {phase: dict(part) for phase, part in values["phases"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise MpcacheError("the dealer's record of its work is not complete") from None
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from mpcache.benchmarking import job as jobs
 from mpcache.benchmarking import readme, sweep, tables
+from mpcache.benchmarking.layers import PrefillJob
+from mpcache.benchmarking.measure import Measured
 from mpcache.benchmarking.sweep import Sweep
 from mpcache.cli import app
 from mpcache.errors import UsageError
-from mpcache.protocols.ledger import Entry, Work
+from mpcache.protocols.ledger import Entry
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,15 @@ from mpcache.protocols.ledger import Entry, Work
         ("decode --networks 1:2:3", "not understood"),
         ("decode --layers 0", "--layers 0"),
         ("decode --layers 25", "24 layers"),
+        ("decode --layers every", "or all"),
+        ("decode --layers all --model llama-2-7b", "this machine has"),
+        ("decode --parties 4", "expected 2 or 3"),
+        ("decode --parties 2,3", "suite dealer has two"),
+        ("decode --parties two", "--parties 'two'"),
+        ("decode --profiles wan --protocols crypten", "profile"),
+        ("decode --profiles moon", "profile"),
+        ("decode --devices tpu", "unknown"),
+        ("decode --devices cuda", "no GPU"),
         ("decode --repeat 0", "--repeat 0"),
         ("decode --keep 1.5", "--keep"),
         ("decode --keep nan", "--keep"),
@@ -51,10 +64,12 @@ def test_bad_input_is_refused_before_work(
 
 
 def _measured(job: Any) -> Any:
-    from mpcache.benchmarking.pair import Measured
-
-    entries = tuple(Entry(rounds=7, sent_bytes=sent, seconds=0.05) for sent in (1500, 2500))
-    return Measured((0.2, 0.1, 0.4), entries, entries, 3_000_000, 0.05, Work(9, 3), (0.001, 0.003))
+    times = {"seconds": 0.05, "wait_seconds": 0.01, "transfer_seconds": 0.02}
+    scopes = tuple(
+        {"attention/softmax": Entry(rounds=7, sent_bytes=sent, busy_seconds=0.015, **times)}
+        for sent in (1500, 2500)
+    )
+    return Measured((0.2, 0.1, 0.4), scopes, {}, 3_000_000, 0.05, {}, (0.001, 0.003))
 
 
 def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +90,10 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     row = rows[0]
     assert row["seconds"] == {"median": 0.2, "min": 0.1, "max": 0.4, "count": 3}
     assert (row["sent_bytes"], row["dealt_bytes"], row["rounds"]) == ([1500, 2500], 3_000_000, 7)
+    assert row["parts"][1] == {
+        "compute": pytest.approx(0.02), "wait": 0.01, "transfer": 0.02, "dealer": 0.0,
+        "busy": 0.015,
+    }  # fmt: skip
     assert {row["network"]: row["emulated"] for row in rows} == {
         "local": None,
         "20,100": {"rtt_ms": 20.0, "mbps": 100.0},
@@ -85,7 +104,10 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
         "tokens": "512",
         "layers": "1",
         "protocol": "dealer",
+        "parties": "2",
+        "profile": "the usual",
         "network": "local",
+        "device": "cpu",
         "seconds": "200 ms",
         "least to most": "100 ms to 400 ms",
         "predicted": "-",
@@ -100,6 +122,47 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     assert "20,100 (emulated)" in tables.cells(emulated).values()
     assert "cores" in tables.caption(rows)
     assert "layers 1;" in tables.caption(rows)
+    assert "parties" not in tables.caption(rows)
+
+
+def test_every_combination_is_a_job() -> None:
+    made = list(
+        sweep.jobs(
+            Sweep(
+                "prefill",
+                "opt-125m",
+                None,
+                (64, 128),
+                ("full",),
+                ("crypten",),
+                ("lan", "wan"),
+                (2, 3),
+                repeat=3,
+            )
+        )
+    )
+    assert len(made) == 2 * 2 * 2
+    facts, job = made[-1]
+    assert (job.parties, job.steps, job.network) == (3, 4, (40.0, 400.0))
+    assert isinstance(job, PrefillJob)
+    assert job.whole and job.spec.layers == facts["layers"] == 12
+    assert facts["context"] == job.tokens == 128
+    text = tables.cells({**sweep.row_of("prefill", facts, job, _measured(job), {})})
+    assert (text["layers"], text["parties"]) == ("12 (whole model)", "3")
+
+
+def test_profiles_reach_the_setting_where_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "PROFILES", ("lan", "wan"))
+    made = list(sweep.jobs(Sweep("ops", only="relu", profiles=("lan", "wan"))))
+    assert [job.profile for _, job in made] == ["lan", "wan"]
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(jobs, "Setting", lambda **given: seen.append(given))
+    made[1][1].setting()
+    replace(made[1][1], profile="").setting()
+    assert seen == [
+        {"suite": "dealer", "world": 2, "profile": "wan"},
+        {"suite": "dealer", "world": 2},
+    ]
 
 
 def test_the_readme_is_filled_between_its_markers(

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from made_up_speeds import SPEEDS
 
-from mpcache.calibration import Pace, Speeds
 from mpcache.config import load
+from mpcache.costing import quick
 from mpcache.evaluation import pareto, pricing, runner, tasks
 from mpcache.evaluation.pricing import AXES, Clock, decode_price, front
 from mpcache.evaluation.readme import table
 from mpcache.eviction.full import Full
 from mpcache.eviction.registry import policy_at, policy_names
 from mpcache.program import predict
+from mpcache.speeds import Wire
 
 from .tiny import SPEC, call, source
 
@@ -59,15 +61,16 @@ def test_seconds_of_the_network_alone_by_hand() -> None:
 
 
 def test_a_calibrated_machine_adds_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace = Pace((1e-3, 0, 0, 0, 0), (0,) * 5)
-    speeds = Speeds(pace, pace, 0.07, 9)
+    still = Wire(0.0, 0.0, 0.0, 0.0)
+    speeds = replace(SPEEDS, party={"scope uses": 1e-3}, dealer={}, tls=still)
     monkeypatch.setattr(pricing.calibration, "load", lambda suite: (speeds, ""))
     clock = Clock.here()
-    assert "calibration" in clock.note and "7%" in clock.note
+    assert "calibration" in clock.note and "12% in the middle" in clock.note
     with_work, without = (decode_price(SPEC, Full(), PROMPT, one) for one in (clock, BARE))
     assert with_work is not None and without is not None
     more = with_work["wan_seconds"] - without["wan_seconds"]
-    assert more == pytest.approx(1e-3 * with_work["rounds"])
+    token = quick(load(None, {"max_new_tokens": 2}), SPEC, PROMPT, Full()).loads(1)["token"]
+    assert more == pytest.approx(speeds.own(token)) and more > 0.01
     monkeypatch.setattr(pricing.calibration, "load", lambda suite: (None, "no seconds: not so"))
     assert Clock.here() == Clock(
         None, "Predicted seconds: the network alone, without any arithmetic (not so)."

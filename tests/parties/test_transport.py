@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpcache.errors import MpcacheError, PeerError, UsageError
+from mpcache.parties import transport
 from mpcache.parties.link import hang_up
 from mpcache.parties.local import loopback_addresses, run_parties
 from mpcache.parties.tls import Identity
@@ -367,6 +369,43 @@ def test_emulated_round_trip_and_throughput() -> None:
         assert seconds == pytest.approx(0.020, rel=0.1)
     # 8 MB at 200 Mbit/s is 0.32 s, and half a round trip.
     assert outcomes[1][1] == pytest.approx(0.34, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "same_host", "wanted"),
+    [
+        ((9.0,), True, (0.0, 5.0)),  # the peer was there before
+        ((12.5,), True, (1.5, 3.5)),
+        ((12.5, 14.0), True, (3.0, 2.0)),  # the last peer counts
+        ((99.0,), True, (4.0, 1.0)),  # a clock of the future is now
+        ((float("nan"),), True, (0.0, 5.0)),
+        ((12.5,), False, (4.0, 1.0)),  # no common clock: all of it is waiting
+        ((), True, (0.0, 5.0)),  # sent, nothing awaited
+    ],
+)
+def test_waiting_ends_where_the_last_peer_begins(
+    clocks: tuple[float, ...], same_host: bool, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exchange that began at 10, was ready to send at 11 and ends at 15."""
+    wires = Wires({}, Ledger(0, 3))
+    links = [SimpleNamespace(clock=clock, same_host=same_host) for clock in clocks]
+    monkeypatch.setattr(wires, "_links", dict(enumerate(links)))
+    monkeypatch.setattr(transport.time, "monotonic", lambda: 15.0)
+    assert wires._split(10.0, 11.0, range(len(links))) == wanted
+
+
+def test_an_emulated_delay_is_transfer(identities: Identities) -> None:
+    def program(wires: Wires) -> Any:
+        peer = 1 - wires.rank
+        began = time.perf_counter()
+        wires.exchange("far", {peer: [torch.zeros(3).long()]}, {peer: [Spec((3,))]})
+        return wires.ledger.total(), time.perf_counter() - began
+
+    found = meet(2, program, identities, rtt_ms=60.0)
+    # who is ready first sees the other's frame on its whole way
+    assert max(entry.transfer_seconds for entry, _ in found) >= 0.030
+    for entry, seconds in found:
+        assert 0 <= entry.wait_seconds <= seconds - entry.transfer_seconds
 
 
 def test_a_senseless_clock_delays_by_no_more_than_the_network() -> None:

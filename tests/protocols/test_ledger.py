@@ -16,7 +16,7 @@ A, B = [Spec((3,))], [Spec((2, 2), torch.uint8), Spec(())]
 def filled() -> Ledger:
     ledger = Ledger(0, 3)
     with ledger.scope("layer1"):
-        ledger.record("one", {1: A, 2: A}, {1: B}, 0.5)
+        ledger.record("one", {1: A, 2: A}, {1: B}, 0.5, 0.125)
         with ledger.scope("norm"):
             ledger.record("two", {}, {2: A}, 0.25)
     with ledger.scope("layer10"):
@@ -30,7 +30,7 @@ def test_steps_count_in_the_scope_they_are_made_in() -> None:
     assert (first.rounds, first.messages) == (1, 2)
     assert first.sent_bytes == 2 * frame_bytes("one", A)
     assert first.received_bytes == frame_bytes("one", B)
-    assert first.wait_seconds == 0.5
+    assert (first.wait_seconds, first.transfer_seconds) == (0.5, 0.125)
     assert set(ledger.by_scope()) == {"start", "layer1", "layer1/norm", "layer10"}
 
 
@@ -42,7 +42,8 @@ def test_totals_are_over_a_scope_and_what_is_inside_it() -> None:
     assert ledger.total("layer1").received_bytes == frame_bytes("one", B) + frame_bytes("two", A)
     whole = ledger.total()
     parts = [ledger.total(path) for path in ("start", "layer1", "layer10")]
-    for name in ("rounds", "messages", "sent_bytes", "received_bytes", "wait_seconds"):
+    names = ("rounds", "messages", "sent_bytes", "received_bytes", "wait_seconds")
+    for name in (*names, "transfer_seconds"):
         assert getattr(whole, name) == sum(getattr(part, name) for part in parts)
 
 
@@ -126,7 +127,7 @@ def test_a_prediction_is_all_ledgers_at_once(
             with ledger.scope(path or "none"):
                 sent = {to: specs for (at, to), specs in sends.items() if at == ledger.rank}
                 got = {at: specs for (at, to), specs in sends.items() if to == ledger.rank}
-                ledger.record(f"{ledger.path}:kind", sent, got, 0.0)
+                ledger.record(f"{ledger.path}:kind", sent, got)
     for predicted, ledger in zip(prediction.ranks, by_hand, strict=True):
         assert predicted.transcript.hexdigest() == ledger.transcript.hexdigest()
         for path, entry in predicted.entries.items():

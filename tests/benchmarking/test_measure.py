@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.benchmarking import pair
+from mpcache.benchmarking import measure as measuring
+from mpcache.benchmarking import processes
+from mpcache.benchmarking.job import Job, Side
 from mpcache.benchmarking.layers import DecodeJob, PrefillJob
+from mpcache.benchmarking.measure import measure, predicted
 from mpcache.benchmarking.operators import OPERATORS, OperatorJob
-from mpcache.benchmarking.pair import Job, Side, measure
 from mpcache.errors import MpcacheError
-from mpcache.eviction.registry import make_policy
+from mpcache.eviction.registry import make_policy, policy_at, policy_names
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import multiply
+from mpcache.protocols.correlation import Triple, Truncated
 from mpcache.protocols.operation import Machine
+from mpcache.protocols.work import Call, held_bytes
 
 TINY = ModelSpec(
     name="tiny",
@@ -59,13 +63,36 @@ class _Products(Job):
         return step
 
 
-@pytest.mark.parametrize("suite", ["dealer", "crypten"])
-def test_a_job_is_measured(suite: str) -> None:
-    found = measure(_Products(suite, 3, LOCAL))
+@pytest.mark.parametrize(("suite", "parties"), [("dealer", 2), ("crypten", 2), ("crypten", 3)])
+def test_a_job_is_measured(suite: str, parties: int) -> None:
+    found = measure(_Products(suite, 3, LOCAL, parties=parties))
     assert len(found.seconds) == len(found.plain_seconds) == 2
-    assert found.steps[0].rounds == found.steps[1].rounds > 0
-    assert found.steps[0].sent_bytes == found.steps[1].received_bytes
+    assert len(found.steps) == parties
+    assert len({entry.rounds for entry in found.steps}) == 1 <= found.steps[0].rounds
+    sent, received = (
+        sum(getattr(entry, name) for entry in found.steps)
+        for name in ("sent_bytes", "received_bytes")
+    )
+    assert sent == received > 0
     assert (found.dealt_bytes > 0) is (suite == "dealer")
+
+
+def test_times_are_told_apart_by_scope() -> None:
+    found = measure(_Products("dealer", 3, LOCAL), plain=False)
+    assert found.work["multiply"].calls.keys() == {Call("scope", 0), *_triple_and_cut()}
+    for scopes in found.scopes:
+        entry = scopes["multiply"]
+        assert entry.wait_seconds + entry.transfer_seconds <= entry.seconds
+        assert 0 < entry.wire_busy_seconds <= entry.busy_seconds
+    assert found.dealer_scopes["multiply"].busy_seconds > 0
+    assert sum(entry.rounds for entry in found.scopes[0].values()) == found.steps[0].rounds
+
+
+def _triple_and_cut() -> set[Call]:
+    return {
+        Call(type(correlation).__name__, held_bytes(correlation.pieces))
+        for correlation in (Triple(torch.mul, (3,), (3,), (3,)), Truncated((3,), 16))
+    }
 
 
 def test_counts_that_were_not_predicted_are_refused() -> None:
@@ -84,27 +111,41 @@ def test_a_party_that_fails_is_named() -> None:
 
 
 def test_corrections_left_over_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pair._deal
+    whole = processes.deal
 
     def more(job: Job, seeds: Any) -> Any:
-        items, seconds, dealt = whole(job, seeds)
-        return [*items, torch.zeros(1)], seconds, dealt
+        dealt = whole(job, seeds)
+        return replace(dealt, items=[*dealt.items, torch.zeros(1)])
 
-    monkeypatch.setattr(pair, "_deal", more)
+    monkeypatch.setattr(processes, "deal", more)
     with pytest.raises(MpcacheError, match="left over"):
         measure(_Products("dealer", 2, LOCAL))
 
 
 def test_other_bytes_dealt_than_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pair._deal
+    whole = processes.deal
 
     def less(job: Job, seeds: Any) -> Any:
-        items, seconds, dealt = whole(job, seeds)
-        return items, seconds, dealt - 8
+        dealt = whole(job, seeds)
+        return replace(dealt, last_bytes=dealt.last_bytes - 8)
 
-    monkeypatch.setattr(pair, "_deal", less)
+    monkeypatch.setattr(processes, "deal", less)
     with pytest.raises(MpcacheError, match="nothing is reported"):
         measure(_Products("dealer", 2, LOCAL))
+
+
+def test_bytes_that_got_lost_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = processes.run
+
+    def lossy(*arguments: Any) -> Any:
+        results = whole(*arguments)
+        next(iter(results[1].entries.values())).received_bytes -= 1
+        results[1].entries["step1/multiply"].received_bytes -= 1
+        return results
+
+    monkeypatch.setattr(processes, "run", lossy)
+    with pytest.raises(MpcacheError, match="differs from its prediction"):
+        measure(_Products("crypten", 2, LOCAL))
 
 
 @pytest.mark.parametrize("suite", ["dealer", "crypten"])
@@ -114,7 +155,27 @@ def test_layers_are_measured(kind: Any, cache: str, suite: str) -> None:
     policy = make_policy(cache, clusters=(4, 2), sink=1, recent=2, dynamic_keep=0.4)
     found = measure(kind(suite, 2, LOCAL, TINY, policy, 20))
     assert found.steps[0].rounds > 10
-    assert found.work.multiply_adds >= found.work.operands > 0
+    assert found.total_work.multiply_adds > 0
+    assert 0 < found.attention[0].rounds < found.steps[0].rounds
+
+
+@pytest.mark.parametrize("kind", [DecodeJob, PrefillJob])
+def test_a_whole_model_has_more_than_its_layers(kind: Any) -> None:
+    policy = make_policy("full")
+    whole, cut = (
+        measure(kind("dealer", 2, LOCAL, TINY, policy, 9, whole=whole), plain=whole)
+        for whole in (True, False)
+    )
+    assert {"embed/embed", "head/linear", "next-token"} <= whole.scopes[0].keys()
+    assert whole.steps[0].rounds > cut.steps[0].rounds
+    assert whole.plain_seconds
+
+
+def test_every_policy_has_a_decode_step() -> None:
+    for name in policy_names():
+        job = DecodeJob("dealer", 1, LOCAL, TINY, policy_at(name, 8, 32), 32)
+        if job.policy.oblivious:
+            assert predicted(job).ranks[0].total("step0").rounds > 0, name
 
 
 def test_an_emulated_network_takes_its_time() -> None:
@@ -129,8 +190,8 @@ def test_every_operator_reads_alike_in_all_suites() -> None:
     for operator in OPERATORS:
         for suite in operator.suites:
             job = OperatorJob(suite, 1, LOCAL, operator)
-            assert pair.predicted(job).ranks[0].total("step0").rounds > 0, operator.name
-        assert pair._plain(OperatorJob("dealer", 1, LOCAL, operator))
+            assert predicted(job).ranks[0].total("step0").rounds > 0, operator.name
+        assert measuring._plain(OperatorJob("dealer", 1, LOCAL, operator))
 
 
 def test_small_operators_run() -> None:

@@ -1,0 +1,178 @@
+"""How fast this machine multiplies ring matrices by shape, and exchanges frames by size."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpcache.errors import MpcacheError
+from mpcache.fitting import nonnegative
+from mpcache.kernels.ring import ring_product
+from mpcache.parties.handshake import Hello
+from mpcache.parties.local import loopback_addresses
+from mpcache.parties.tls import Identity, make_keys
+from mpcache.parties.transport import Endpoint, Wires, connect
+from mpcache.protocols.channel import Spec
+from mpcache.protocols.ledger import Ledger
+from mpcache.speeds import Grid, Kernels, Wire
+
+ROWS = (1, 3, 8, 16, 64, 256)
+INPUTS = OUTPUTS = (64, 256, 1024, 4096)
+TORCH_ROWS = (1, 8, 64)
+MOST = 600_000_000  # multiply-adds of one product; larger ones go at the speed of fewer rows
+LEAST = 3e-11  # seconds a multiply-add: where the call is all that can be measured
+COLD = 96_000_000  # bytes of right sides in turn, so that none is in a cache
+MOST_COPIES = 64
+REPEATS = 5
+TINY, BATCH = 8, 32  # a product with next to nothing to do, and how many of them
+SIZES = (8, 4_096, 65_536, 1_048_576, 4_194_304)  # bytes of a frame
+EXCHANGES = 300
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Axes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def measure_kernels(axes: Axes = (ROWS, INPUTS, OUTPUTS)) -> Kernels:
+    """Processor seconds of ring products, on right sides that are in no cache."""
+    rows, inputs, outputs = axes
+    few = tuple(row for row in TORCH_ROWS if row <= rows[-1])
+    return Kernels(
+        measure_grid(ring_product, rows, inputs, outputs),
+        measure_grid(ring_product, rows, inputs, outputs, by_outputs=True),
+        measure_grid(ring_product, rows, inputs, outputs, dtype=torch.int16),
+        measure_grid(torch.matmul, few, inputs, outputs),
+    )
+
+
+def measure_grid(
+    product: Product,
+    rows: Sequence[int],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    by_outputs: bool = False,
+    dtype: torch.dtype = torch.int64,
+) -> Grid:
+    """Seconds a multiply-add at every shape of the grid, and what a call costs besides.
+
+    Args:
+        by_outputs, dtype: how the right side lies in memory.
+    """
+
+    def right(shape: tuple[int, ...], copies: int) -> list[torch.Tensor]:
+        *batch, inputs, outputs = shape
+        if not by_outputs:
+            return [_ring(shape, dtype) for _ in range(copies)]
+        turned = *batch, outputs, inputs
+        return [_ring(turned, dtype).transpose(-1, -2) for _ in range(copies)]
+
+    torch.set_num_threads(1)
+    call = _seconds(product, (TINY,), right((TINY, TINY), 1))
+    many = _seconds(product, (BATCH, TINY), right((BATCH, TINY, TINY), 1))
+    found: dict[tuple[int, int, int], float] = {}
+    for k, n in itertools.product(inputs, outputs):
+        copies = max(1, min(MOST_COPIES, COLD // (dtype.itemsize * k * n)))
+        operands, rate = right((k, n), copies), None
+        for row in rows:
+            adds = row * k * n
+            if rate is None or adds <= MOST:
+                rate = max((_seconds(product, (row,), operands) - call) / adds, LEAST)
+            found[row, k, n] = rate
+    rates = tuple(tuple(tuple(found[r, k, n] for n in outputs) for k in inputs) for r in rows)
+    each = max(0.0, many - call) / (BATCH - 1)
+    return Grid(tuple(rows), tuple(inputs), tuple(outputs), rates, call, each)
+
+
+def _ring(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    most = torch.iinfo(dtype).max >> 1
+    return torch.randint(-most, most, shape, dtype=dtype)
+
+
+def _seconds(product: Product, left: tuple[int, ...], right: Sequence[torch.Tensor]) -> float:
+    """The median of products with one right side after the other."""
+    x = _ring((*left, right[0].shape[-2]))
+    product(x, right[0])
+    times = []
+    for turn in range(REPEATS):
+        began = time.process_time()
+        product(x, right[(turn + 1) % len(right)])
+        times.append(time.process_time() - began)
+    return statistics.median(times)
+
+
+# --- exchanges -----------------------------------------------------------------------------------
+
+
+def measure_wires(sizes: Sequence[int] = SIZES, exchanges: int = EXCHANGES) -> tuple[Wire, Wire]:
+    """Exchanges of two processes of this host, over plain TCP and over TLS."""
+    with tempfile.TemporaryDirectory(prefix="mpcache-") as folder:
+        keys = make_keys(Path(folder) / "keys", 2, days=1)
+        plain = _wire([None, None], sizes, exchanges)
+        return plain, _wire(list(keys), sizes, exchanges)
+
+
+def _wire(identities: list[Identity | None], sizes: Sequence[int], exchanges: int) -> Wire:
+    addresses = loopback_addresses(2)
+    context = multiprocessing.get_context("fork")
+    ends, processes = [], []
+    for rank in range(2):
+        near, far = context.Pipe(duplex=False)
+        endpoint = Endpoint(rank, addresses, identities[rank])
+        process = context.Process(target=_end, args=(endpoint, sizes, exchanges, far), daemon=True)
+        process.start()
+        far.close()
+        ends.append(near)
+        processes.append(process)
+    try:
+        rows = [end.recv() for end in ends]
+    except EOFError:
+        raise MpcacheError("the exchanges could not be measured: a process ended") from None
+    finally:
+        for process in processes:
+            process.join()
+    return fit_wire([max(pair) for pair in zip(*rows, strict=True)])
+
+
+def _end(endpoint: Endpoint, sizes: Sequence[int], exchanges: int, out: Any) -> None:
+    """One end of the wire: sends (bytes, seconds, busy seconds) of an exchange of each size."""
+    torch.set_num_threads(1)
+    hello = Hello("micro", "", "", endpoint.rank, 2, "micro")
+    with connect(endpoint, hello, Ledger(endpoint.rank, 2)) as wires:
+        out.send([(size, *_exchanged(wires, size, exchanges)) for size in sizes])
+
+
+def _exchanged(wires: Wires, size: int, exchanges: int) -> tuple[float, float]:
+    """Seconds and busy seconds of an exchange: the lower quartile, and the mean."""
+    frame, peer = torch.zeros(size, dtype=torch.uint8), 1 - wires.rank
+    count = max(5, min(exchanges, exchanges * 65_536 // size))
+    seconds = []
+    for turn in range(count + 3):
+        if turn == 3:
+            busy = time.process_time()
+        began = time.perf_counter()
+        wires.exchange("micro", {peer: [frame]}, {peer: [Spec.of(frame)]})
+        seconds.append(time.perf_counter() - began)
+    spent = (time.process_time() - busy) / count
+    return statistics.quantiles(seconds[3:], n=4)[0], spent
+
+
+def fit_wire(rows: Sequence[tuple[float, float, float]]) -> Wire:
+    """Lines through (bytes, seconds, busy seconds), by relative error."""
+    lines = [_line([(size, row[place]) for size, *row in rows]) for place in (0, 1)]
+    (seconds, each), (busy, busy_each) = lines
+    return Wire(seconds, each, busy, busy_each)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> Iterator[float]:
+    sizes, values = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True)
+    )
+    scaled = torch.stack([torch.ones_like(sizes), sizes], 1) / values.unsqueeze(1)
+    return map(float, nonnegative(scaled.numpy(), torch.ones_like(values).numpy()))

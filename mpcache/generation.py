@@ -12,11 +12,11 @@ from mpcache.errors import MpcacheError
 from mpcache.eviction.base import Cache, Policy
 from mpcache.models.decoder import Model, forward
 from mpcache.protocols.greatest import argmax, sample
-from mpcache.protocols.operation import Machine
+from mpcache.protocols.operation import CHOICES, Machine, SecureMachine
 
 NEXT_TOKEN = "next token"
 VERIFY = "verify: logits"
-ALLOWED_OPENINGS = {NEXT_TOKEN, VERIFY}
+ALLOWED_OPENINGS = {NEXT_TOKEN, VERIFY, CHOICES}
 
 
 @dataclass
@@ -24,11 +24,13 @@ class Generation:
     """What came out of one reading.
 
     `ids` are the new tokens where they are known: at the client and in the twin. `logits` are
-    [vocab] for each new token, where they were asked for and opened. Seconds are wall time.
+    [vocab] for each new token, and `choices` what the cache chose, in order, where they were asked
+    for and opened. Seconds are wall time.
     """
 
     ids: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
+    choices: list[torch.Tensor] = field(default_factory=list)
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     cache: Cache | None = None
@@ -87,6 +89,8 @@ def generate(
         if on_token:
             on_token(position, token)
     result.decode_seconds = time.perf_counter() - since
+    if isinstance(machine, SecureMachine):
+        result.choices = machine.choices
     return result
 
 

@@ -327,10 +327,17 @@ def _agreement(
 ) -> Agreement:
     """Compare token by token with what the twin says on the same prefix, under the same policy.
 
-    Sampled tokens are held against its likeliest ones, and none of them counts as a near tie.
+    Sampled tokens are held against its likeliest ones, and none of them counts as a near tie. In a
+    verified run its logits are those under the parties' choices.
     """
-    if config.temperature or screen.ids != plain.ids:  # its weights were let go; load them again
-        plain = Twin(config, source.spec, source.lazy()).generate(ids, forced=screen.ids)
+    if config.temperature or config.verify or screen.ids != plain.ids:
+        twin = Twin(config, source.spec, source.lazy())  # its weights were let go; load them again
+        if config.temperature or screen.ids != plain.ids:
+            plain = twin.generate(ids, forced=screen.ids)
+    shown, made, differing = plain, 0, 0
+    if config.verify:
+        shown = twin.generate(ids, forced=screen.ids, choices=screen.choices)
+        made, differing = twin.machine.choices, twin.machine.differing
     pairs = list(zip(screen.ids, plain.ids, strict=True))
     ties = []
     for position, (token, own) in enumerate(pairs):
@@ -340,7 +347,7 @@ def _agreement(
             ties.append(NearTie(position, token, own, margin))
     errors = [
         (opened - logits.reshape(-1).cpu()).abs()
-        for opened, logits in zip(screen.logits, plain.logits, strict=False)
+        for opened, logits in zip(screen.logits, shown.logits, strict=False)
     ]
     every = torch.cat(errors) if errors else None
     return Agreement(
@@ -349,4 +356,6 @@ def _agreement(
         max_logit_error=None if every is None else float(every.max()),
         mean_logit_error=None if every is None else float(every.mean()),
         near_ties=tuple(ties),
+        choices=made,
+        differing_choices=differing,
     )

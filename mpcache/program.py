@@ -55,6 +55,7 @@ def setting_of(config: RunConfig) -> Setting:
         client=config.client,
         truncation=config.truncation,
         profile=config.profile,
+        verify=config.verify,
     )
 
 
@@ -78,8 +79,14 @@ class Twin:
         prompt: Sequence[int],
         forced: Sequence[int] | None = None,
         on_token: OnToken | None = None,
+        choices: Sequence[torch.Tensor] | None = None,
     ) -> Generation:
-        """Generate as configured, or follow `forced` tokens and tell the likeliest at each."""
+        """Generate as configured, or follow `forced` tokens and tell the likeliest at each.
+
+        Args:
+            choices: what the parties' cache chose, to be followed too.
+        """
+        self.machine.follow(choices)
         request = Request(
             prompt,
             len(prompt),

@@ -30,6 +30,7 @@ class Screen:
         self.status = console.status("starting the parties")
         self.ids: list[int] = []
         self.logits: list[torch.Tensor] = []
+        self.choices: list[torch.Tensor] = []
         self.results: dict[int, dict[str, Any]] = {}
         self.dealer: DealerRecord | None = None
 
@@ -51,6 +52,9 @@ class Screen:
         elif kind == "logits" and rank == self.config.client:
             raw = bytearray(base64.b64decode(event["float32"]))
             self.logits.append(torch.frombuffer(raw, dtype=torch.float32))
+        elif kind == "choices" and rank == self.config.client:
+            raw = bytearray(base64.b64decode(event["int16"]))
+            self.choices.append(torch.frombuffer(raw, dtype=torch.int16))
         elif kind == "dealt":
             self.dealer = DealerRecord.read(event)
         elif kind == "result":

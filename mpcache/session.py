@@ -105,8 +105,11 @@ class _Launched:
         if session.corrections is not None:
             self.out.emit("dealt", **asdict(DealerRecord.ahead(session.dealt_bytes)))
 
-    def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
-        for position, row in enumerate(logits):
+    def result(self, record: dict[str, Any], result: Generation) -> None:
+        for rows in result.choices:
+            packed = base64.b64encode(rows.numpy().tobytes()).decode()
+            self.out.emit("choices", int16=packed)
+        for position, row in enumerate(result.logits):
             packed = base64.b64encode(row.to(torch.float32).numpy().tobytes()).decode()
             self.out.emit("logits", position=position, float32=packed)
         self.out.emit("result", **record)
@@ -140,7 +143,7 @@ class _ByHand:
             flush=True,
         )
 
-    def result(self, record: dict[str, Any], logits: Sequence[torch.Tensor]) -> None:
+    def result(self, record: dict[str, Any], result: Generation) -> None:
         if self.decoder is not None:
             print(self.decoder.flush(), file=self.out, flush=True)
         if self.folder is not None:
@@ -205,7 +208,7 @@ def _run(
             if dealt is not None and error.peer == peer_name(DEALER):
                 raise PeerError("the dealer", ledger.path, error.reason) from error
             raise
-        voice.result(_record(wires, result), result.logits)
+        voice.result(_record(wires, result), result)
     return 0
 
 

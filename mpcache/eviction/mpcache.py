@@ -330,21 +330,22 @@ class MPCacheCache(Cache):
         head, tail = per - 1, per - 1 + middle * per
         heads = near.shape[0]
         if choice.coarse_picks == middle:
-            return best(machine, near, choice.picks, **bits)
+            return machine.choice(best(machine, near, choice.picks, **bits))
         if far is None:
             loose = machine.cat([near[:, :head], near[:, tail:]], 1)
-            rows = best(machine, loose, choice.picks, **bits)
+            rows = machine.choice(best(machine, loose, choice.picks, **bits))
             empty = machine.zeros_like(rows, (heads, choice.picks, middle * per))
             return machine.cat([rows[..., :head], empty, rows[..., head:]], -1)
         blocks = near[:, head:tail].reshape(heads, middle, per)
-        level1 = machine.keep(best(machine, far, choice.coarse_picks, **bits))
+        level1 = machine.choice(best(machine, far, choice.coarse_picks, **bits))
+        level1 = machine.keep(level1)
         inner = product(machine, level1, blocks).reshape(heads, choice.coarse_picks * per)
         candidates = machine.cat([near[:, :head], inner, near[:, tail:]], 1)
         if choice.picks == candidates.shape[1]:  # level 1 has left no more than may be kept
             every = torch.eye(choice.picks).expand(heads, -1, -1)
             level2 = machine.shift(machine.zeros_like(level1, tuple(every.shape)), every)
         else:
-            level2 = best(machine, candidates, choice.picks, **bits)
+            level2 = machine.choice(best(machine, candidates, choice.picks, **bits))
         edge = head + choice.coarse_picks * per
         spread = level2[..., head:edge].reshape(heads, choice.picks, choice.coarse_picks, per)
         spread = spread.transpose(2, 3).reshape(heads, choice.picks * per, choice.coarse_picks)

@@ -83,7 +83,8 @@ def top(
     if free <= 0:
         return Top(None, 0, sink, last)
     middle = importance[..., sink:last]
-    return Top(places(machine, middle, free, signed=False, **bits), free, sink, last)
+    placed = machine.choice(places(machine, middle, free, signed=False, **bits))
+    return Top(placed, free, sink, last)
 
 
 def prefilled(machine: Machine, queries: Value, keys: Value, values: Value) -> Weighted:

@@ -28,6 +28,8 @@ from mpcache.protocols.ledger import Scopes
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
+CHOICES = "verify: choices"
+
 # In the plain reading a value is a float tensor, in the others a Secret.
 Value = Any
 
@@ -113,6 +115,15 @@ class Machine(ABC):
         """`value`, for use in a ring of 32 bits: see `Suite.coarse`."""
 
     @abstractmethod
+    def choice(self, value: Value) -> Value:
+        """`value`, which says what a cache chose: integers below 2^15.
+
+        The same, unless a run is verified: then it opens to the client, and the twin takes what the
+        parties chose. Without that two choices that are nearly as good could make all that follows
+        differ, and no logit could be compared.
+        """
+
+    @abstractmethod
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         """The client's tokens: ids [count] in the clear, or as `Suite.tokens` has them.
 
@@ -151,6 +162,22 @@ class PlainMachine(Machine):
         self.setting = setting
         self.device = torch.device(device)
         self.ledger = ledger or Scopes()
+        self.followed: Iterator[torch.Tensor] | None = None
+        self.choices = self.differing = 0
+
+    def choice(self, value: Value) -> Value:
+        if self.followed is None:
+            return value
+        given = next(self.followed).reshape(value.shape).to(value)
+        rows = (given != value).reshape(-1, value.shape[-1]).any(-1)
+        self.choices += len(rows)
+        self.differing += int(rows.sum())
+        return given
+
+    def follow(self, choices: Sequence[torch.Tensor] | None) -> None:
+        """Take these choices instead of its own; `choices` and `differing` count rows of them."""
+        self.followed = None if choices is None else iter(choices)
+        self.choices = self.differing = 0
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
         return operation.plain(self, *args, **options)
@@ -287,6 +314,7 @@ class SecureMachine(Machine):
         self.suite = suite
         self.setting = suite.setting
         self.ledger = ledger
+        self.choices: list[torch.Tensor] = []
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
         text = getattr(operation, f"run_{self.suite.name}", operation.run)
@@ -328,6 +356,14 @@ class SecureMachine(Machine):
 
     def coarse(self, value: Value) -> Value:
         return self.suite.coarse(value, self.setting.frac)
+
+    def choice(self, value: Value) -> Value:
+        if self.setting.verify:
+            opened = self.suite.open(value, self.setting.client, CHOICES)
+            if opened is not None:
+                whole = opened >> value.frac if value.frac else opened
+                self.choices.append(whole.to(torch.int16))
+        return value
 
     def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
         if ids is not None and len(ids) != count:

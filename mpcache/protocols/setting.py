@@ -22,6 +22,7 @@ class Setting:
         clip: softmax arguments below ``-clip`` count as ``-clip``; exp(-16) is under one unit.
         truncation: how low bits are dropped after a product: exactly to a unit, or locally, which
             errs by a lot with small odds.
+        verify: a testing aid: choices open to the client, for the twin to follow.
         profile: what the suite dealer saves where it has a choice: lan or wan, bytes or rounds.
     """
 
@@ -33,6 +34,7 @@ class Setting:
     clip: float = 16.0
     truncation: Truncation = "exact"
     profile: Profile = "lan"
+    verify: bool = False
 
     @property
     def narrow(self) -> int:

@@ -101,7 +101,9 @@ def warnings(record: RunRecord) -> list[str]:
     if not record.config.network.tls:
         found.append("tls is off: whoever sees the wires sees all shares")
     if record.config.verify:
-        found.append("--verify is a testing aid: logits were opened to the client")
+        found.append(
+            "--verify is a testing aid: logits and the cache's choices were opened to the client"
+        )
     if record.config.device == "cuda":
         found.append(
             "the plaintext twin ran on the GPU and the parties' shares on the CPU: their times are"

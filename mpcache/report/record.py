@@ -125,6 +125,8 @@ class NearTie:
 class Agreement:
     """How far the secret-shared run follows the twin; logit errors only with ``--verify``.
 
+    Those are the twin's under the parties' choices: `choices` counts what the cache chose (rows of
+    one-hot matrices, and evictions), `differing_choices` where the twin would choose otherwise.
     Sampled tokens are held against the twin's likeliest on the same prefix.
     """
 
@@ -133,6 +135,8 @@ class Agreement:
     max_logit_error: float | None = None
     mean_logit_error: float | None = None
     near_ties: tuple[NearTie, ...] = ()
+    choices: int = 0
+    differing_choices: int = 0
 
 
 @dataclass(frozen=True)

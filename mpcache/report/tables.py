@@ -139,7 +139,12 @@ def agreement(report: dict[str, Any]) -> list[str]:
     if found["max_logit_error"] is not None:
         lines.append(
             f"Logit error: at most {found['max_logit_error']:.3g}, {found['mean_logit_error']:.3g}"
-            " on average."
+            " on average" + (", under the parties' choices." if found.get("choices") else ".")
+        )
+    if found.get("choices"):
+        lines.append(
+            f"Choices of the cache: {found['differing_choices']:,} of {found['choices']:,} differ"
+            " from what the twin would choose there."
         )
     return lines
 

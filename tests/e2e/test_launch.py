@@ -23,7 +23,8 @@ FIELDS = {
     "model": "name family weights origin layers hidden heads kv_heads parameters",
     "cache": "policy static_kept clusters dynamic_kept",
     "plaintext": "token_ids prefill_seconds decode_seconds_per_token",
-    "agreement": "equal_tokens total_tokens max_logit_error mean_logit_error near_ties",
+    "agreement": "equal_tokens total_tokens max_logit_error mean_logit_error near_ties choices"
+    " differing_choices",
     "secure": "setup prefill decode",
     "secure.setup": "seconds rounds sent_bytes dealt_bytes by_scope",
     "secure.prefill": "seconds rounds sent_bytes dealt_bytes by_scope",
@@ -98,7 +99,8 @@ def test_two_parties_to_the_end(
     for phase in ("prefill", "decode"):
         for name in ("rounds", "sent_bytes", "dealt_bytes"):
             assert report["secure"][phase][name] == report["predicted"][phase][name]
-    assert {item["why"] for item in report["openings"]} == {"next token", "verify: logits"}
+    wanted = {"next token", "verify: logits", "verify: choices"}
+    assert {item["why"] for item in report["openings"]} == wanted
     assert all(item["to"] == "client" for item in report["openings"])
 
 

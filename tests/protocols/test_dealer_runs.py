@@ -10,6 +10,7 @@ import torch
 from mpcache.generation import NEXT_TOKEN, VERIFY
 from mpcache.models.spec import ModelSpec
 from mpcache.program import Twin, predict
+from mpcache.protocols.operation import CHOICES
 
 from .harness import counts
 from .tiny import FULL, MPCACHE, PROMPT, SPECS, config, run, weights
@@ -28,8 +29,13 @@ def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> N
     settings = config(2, cache, protocol="dealer", verify=True)
     parties = run(settings, spec)
     client = parties[1].generation
-    twin = Twin(settings, spec, weights(spec)).generate(PROMPT, forced=client.ids)
+    own = Twin(settings, spec, weights(spec))
+    twin = own.generate(PROMPT, forced=client.ids, choices=client.choices)
     assert client.ids == twin.ids
+    chose = cache["policy"] != "full"
+    assert bool(client.choices) == chose and own.machine.differing <= 0.1 * own.machine.choices
+    assert next(own.machine.followed, None) is None, "the twin follows all choices"
+    assert parties[0].generation.choices == []
     for opened, plain in zip(client.logits, twin.logits, strict=True):
         assert float((opened - plain.reshape(-1)).abs().max()) < LOGITS
     assert parties[0].generation.ids == [] and parties[0].generation.logits == []
@@ -37,7 +43,20 @@ def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> N
         assert counts(party.ledger) == counts(prediction)
         assert party.ledger.transcript.hexdigest() == prediction.transcript.hexdigest()
         reasons = {(opening.why, opening.to) for opening in party.ledger.openings}
-        assert reasons == {(NEXT_TOKEN, "client"), (VERIFY, "client")}
+        wanted = {(NEXT_TOKEN, "client"), (VERIFY, "client")}
+        assert reasons == wanted | ({(CHOICES, "client")} if chose else set())
+
+
+def test_a_twin_that_follows_other_choices_says_so() -> None:
+    """What it is told it takes, and rows that it would choose otherwise are counted."""
+    spec, settings = SPECS["llama"], config(2, MPCACHE, protocol="dealer", verify=True)
+    choices = run(settings, spec)[1].generation.choices
+    twin = Twin(settings, spec, weights(spec))
+    followed = twin.generate(PROMPT, choices=choices).logits
+    turned = [rows.reshape(-1).flip(0) for rows in choices]
+    other = twin.generate(PROMPT, choices=turned).logits
+    assert 0 < twin.machine.differing <= twin.machine.choices
+    assert any(not torch.equal(a, b) for a, b in zip(followed, other, strict=True))
 
 
 def test_two_prompts_of_one_length_leave_one_transcript() -> None:

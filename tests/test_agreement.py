@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,5 +48,7 @@ def test_sampled_tokens_are_held_against_the_likeliest_on_their_own_prefix() -> 
     assert torch.equal(LIKELIEST.logits[0], hot.generate(PROMPT, forced=drawn).logits[0])
     found = compared(drawn, hot.generate(PROMPT), temperature=10.0)
     assert found == Agreement(wanted, 3)
+    alike = replace(LIKELIEST, ids=drawn)  # the twin happened to draw the same
+    assert compared(drawn, alike, temperature=10.0) == Agreement(wanted, 3)
     drawn = [LIKELIEST.ids[0], *hot.generate(PROMPT, forced=LIKELIEST.ids).ids[1:]]
     assert compared(drawn, hot.generate(PROMPT), temperature=10.0) == Agreement(3, 3)

@@ -20,9 +20,10 @@ _BLOCK = 4096  # elements whose digits stay in the first-level cache
 
 
 @njit(nogil=True, cache=True)
-def _below(r: Any, shift: Any, mask: Any, own: Any, out: Any) -> None:
+def _below(r: Any, shift: Any, mask: Any, source: Any, target: Any, kind: Any) -> None:
     one = np.uint64(1)
-    for i in range(len(out)):
+    own, out = carray(pointer(source), len(r), kind), carray(pointer(target), len(r), kind)
+    for i in range(len(r)):
         digit = (np.uint64(r[i]) >> shift) & mask
         out[i] = ((one << digit) - one) ^ np.uint64(own[i])
 
@@ -30,44 +31,19 @@ def _below(r: Any, shift: Any, mask: Any, own: Any, out: Any) -> None:
 @njit(nogil=True, cache=True)
 def _below_all(r: Any, widths: Any, own: Any, out: Any) -> None:
     for begin in range(0, len(r), _BLOCK):
-        here, shift = min(_BLOCK, len(r) - begin), np.uint64(0)
-        part = r[begin : begin + here]
+        part, shift = r[begin : begin + _BLOCK], np.uint64(0)
         for digit in range(len(widths)):
             mask = np.uint64((1 << widths[digit]) - 1)
             size = max(1, (1 << widths[digit]) >> 3)
             source, target = own[digit] + begin * size, out[digit] + begin * size
             if size == 1:
-                _below(
-                    part,
-                    shift,
-                    mask,
-                    carray(pointer(source), here, np.uint8),
-                    carray(pointer(target), here, np.uint8),
-                )
+                _below(part, shift, mask, source, target, np.uint8)
             elif size == 2:
-                _below(
-                    part,
-                    shift,
-                    mask,
-                    carray(pointer(source), here, np.uint16),
-                    carray(pointer(target), here, np.uint16),
-                )
+                _below(part, shift, mask, source, target, np.uint16)
             elif size == 4:
-                _below(
-                    part,
-                    shift,
-                    mask,
-                    carray(pointer(source), here, np.uint32),
-                    carray(pointer(target), here, np.uint32),
-                )
+                _below(part, shift, mask, source, target, np.uint32)
             else:
-                _below(
-                    part,
-                    shift,
-                    mask,
-                    carray(pointer(source), here, np.uint64),
-                    carray(pointer(target), here, np.uint64),
-                )
+                _below(part, shift, mask, source, target, np.uint64)
             shift += np.uint64(widths[digit])
 
 

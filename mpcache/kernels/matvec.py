@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numba import carray, njit
 
+from mpcache.kernels import lanes
 from mpcache.kernels.memory import pointer
 from mpcache.kernels.shapes import check_operands, in_parts, strided
 
@@ -29,6 +30,7 @@ def _row(w: Any, place: Any, stride: Any, count: Any, kind: Any) -> Any:
 @njit(nogil=True, cache=True)
 def _add_inputs(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, last: Any) -> None:
     """out[:, first:last] += x @ w; w [inputs, last - first], its rows `stride` bytes apart."""
+    lanes.wide()
     rows, inputs = x.shape
     wide, whole = last - first, inputs - inputs % 8
     for k in range(0, whole, 8):
@@ -63,6 +65,7 @@ def _add_inputs(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, la
 @njit(nogil=True, cache=True)
 def _add_dots(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, last: Any) -> None:
     """out[:, first:last] += x @ w.T; w [last - first, inputs], its rows `stride` bytes apart."""
+    lanes.wide()
     rows, inputs = x.shape
     wide = last - first
     whole = wide // 8 * 8

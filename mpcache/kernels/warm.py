@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from mpcache.kernels import bittree, bittree_dealer, dcf, packing, prg
+from mpcache.kernels import bittree, bittree_dealer, dcf, lookup, packing, prg
 from mpcache.kernels.bits import bit_product
 from mpcache.kernels.ring import prepare, ring_product
 from mpcache.kernels.tally import tally
 
-_ROWS = (1, 3, 80, 600)  # one of each way that `choose` may pick
+_ROWS = (1, 20, 80, 600)  # one of each way that `choose` may pick
 _DTYPES = (torch.int64, torch.int32, torch.int16)
 _WIRE = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -55,6 +55,10 @@ def _warm_tables() -> None:
         packed = packing.pack_bits(y, 3)
         assert int(packing.unpack_bits(packed, 3, 1, dtype)) == 5
         assert int(packing.unpack_words(packing.pack_words(y, 2), 2)) == 5
+        none, r = torch.zeros((2, 1, 1), dtype=dtype), torch.zeros(1, dtype=torch.int64)
+        turned = lookup.turned_tables(torch.tensor([[4, 6]]), r, none)
+        assert int(lookup.table_words(turned, y)) == 6
+        assert lookup.unit_rows(r, none[:, 0].t()).tolist() == [[1, 0]]
         table = torch.zeros((2, 1, 1), dtype=dtype)
         for shown in (torch.tensor([[[5]], [[3]]]), torch.tensor([[[5]], [[3]], [[3]]])):
             dealt = bittree_dealer.last_table(shown, [0, 1], mask, table)

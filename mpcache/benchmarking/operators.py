@@ -10,6 +10,7 @@ import torch
 
 from mpcache.benchmarking.job import Job, Side
 from mpcache.eviction.base import causal_mask
+from mpcache.eviction.oblivious import top
 from mpcache.protocols.activation import relu, silu
 from mpcache.protocols.arithmetic import linear, product
 from mpcache.protocols.comparison import maximum, negative
@@ -88,6 +89,17 @@ def _best(k: int, n: int) -> Operator:
     )
 
 
+def _evict(heads: int, tokens: int = 1024, kept: int = 717) -> Operator:
+    """Keep the most important tokens of a prompt, 4 and 16 at its ends; both widths are 64."""
+    return Operator(
+        f"evict to {kept} of {tokens} tokens, {heads} heads",
+        ((tokens,), (heads, tokens, 128)),
+        lambda machine, v: top(machine, v[0], kept, 4, 16).of(machine, v[1], kept=True),
+        kept=(1,),
+        suites=("dealer",),
+    )
+
+
 OPERATORS: tuple[Operator, ...] = (
     Operator("greater than 0, 32x1024", ((32, 1024),), lambda m, v: negative(m, -v[0])),
     Operator("maximum over 1024, 32 rows", ((32, 1024),), lambda m, v: maximum(m, v[0], 1)),
@@ -95,6 +107,8 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("softmax over 1024, 32 rows", ((32, 1024),), lambda m, v: softmax(m, v[0])),
     _best(16, 64),
     _best(50, 512),
+    _evict(3),
+    _evict(32),
     Operator(
         "one-hot of (32, 50) in 512",
         ((32, 50),),

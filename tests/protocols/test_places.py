@@ -216,3 +216,14 @@ def test_nothing_is_sent_beyond_the_bits_that_a_mask_hides(monkeypatch: pytest.M
     for tensor in sent["candidates"]:
         assert set(tensor.tolist()) == {0, 1}
     assert {Spec.of(tensor).dtype for tensor in sent["bits"]} == {torch.uint8}
+
+
+@pytest.mark.slow
+def test_more_tokens_than_sixteen_bits_count() -> None:
+    size, k, told = 33_001, 20_007, Range(3, 10, False)
+    units = torch.randint(0, 1 << 13, (size,), generator=torch.Generator().manual_seed(8))
+    order = (-units * size + torch.arange(size)).argsort()  # the greatest first, then the earlier
+    stays = torch.zeros(size, dtype=torch.int64)
+    stays[order[:k]] = 1
+    placed = placed_by(Digits(5), units, k, told, frac=10).values[0]
+    assert torch.equal(placed, stays.cumsum(-1))

@@ -237,6 +237,11 @@ class RunConfig(_Section):
                 "protocol dealer is for 2 parties, the owner 0 and the client 1; for 3 parties use"
                 " protocol: crypten"
             )
+        if self.protocol == "dealer" and self.ring.frac != 16:
+            raise ValueError(
+                f"ring.frac: {self.ring.frac} is not allowed with protocol dealer, whose tables are"
+                " for 16 fractional bits; leave it out, or set protocol: crypten"
+            )
         if self.store is not None and self.protocol != "dealer":
             raise ValueError(
                 f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"

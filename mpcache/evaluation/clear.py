@@ -213,6 +213,7 @@ class ClearDealer(DealerSuite):
     def steps(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> tuple[Secret, Secret]:
         value = x.share.unsqueeze(-1)
         reached = 1 - (((value - thresholds) >> bits) & 1)
+        self.lost += int((reached != (value >= thresholds)).sum())
         return Secret(reached, 0), Secret(reached * value, x.frac)
 
     # --- tables --------------------------------------------------------------------------------

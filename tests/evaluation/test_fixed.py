@@ -7,16 +7,16 @@ truncation rounds, which table entry's rounding counts) is all that may differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from eviction.harness import random_activations, walk
 from hypothesis import given
 from hypothesis import strategies as st
-from protocols.harness import UNIT, grid, listed
+from protocols.harness import UNIT, grid
 from protocols.test_dealer import own_bound, perform
 from protocols.test_dealer_runs import LOGITS
 from protocols.test_operations import CASES, Case, between, exact, normal, one_cut, operate
@@ -27,6 +27,7 @@ from mpcache.evaluation import runner
 from mpcache.evaluation.clear import ClearDealer, Dice, Matrix
 from mpcache.evaluation.fixed import FixedMachine
 from mpcache.eviction.oblivious import below_mean
+from mpcache.eviction.registry import POLICIES, policy_at
 from mpcache.generation import Request, generate
 from mpcache.models.decoder import load_weights
 from mpcache.models.spec import ModelSpec
@@ -38,30 +39,12 @@ from mpcache.protocols.functions import inverse
 from mpcache.protocols.norm import norm
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.selection import best
-from mpcache.protocols.setting import Setting
 from protocols import bounds
 
+from .reading import SETTING, on_fixed
 from .tiny import call, source
 
-SETTING = Setting(suite="dealer")
 ONE_UNIT = (one_cut, bounds.scale, bounds.rotary)  # a rounded factor is rounded alike
-
-
-def on_fixed(
-    operation: Callable[..., Any], inputs: list[torch.Tensor], fracs: tuple[int, ...] | None = None
-) -> list[torch.Tensor]:
-    """The results of an operation on inputs with so many fractional bits, or the setting's."""
-    machine = FixedMachine(SETTING)
-    secrets = [
-        Secret(machine.encode(x, frac), frac)
-        for x, frac in zip(inputs, fracs or [SETTING.frac] * len(inputs), strict=True)
-    ]
-    results = []
-    for value in listed(operation(machine, *secrets)):
-        opened = machine.open(value, "client", "test")
-        assert opened is not None
-        results.append(opened)
-    return results
 
 
 def _unsettled(machine: Any, x: Any, weight: Any, bias: Any) -> Any:
@@ -77,6 +60,13 @@ def _normed(machine: Any, x: Any, gain: Any = None, centered: bool = False) -> A
     return norm(machine, x, gain, None, 1e-5, centered)
 
 
+def _stepped(machine: Any, x: Any) -> Any:
+    """The primitive itself, at and around its thresholds, and beyond its bits."""
+    return list(machine.suite.steps(x, machine.encode(EDGES), 30))
+
+
+EDGES = torch.tensor([-3.5, 0.0, 0.25, 700.0], dtype=torch.float64)
+AROUND = torch.cat([EDGES, EDGES - UNIT, EDGES + UNIT, 2.0**14 + EDGES, -(2.0**21) - EDGES])
 COUNTED = torch.tensor([[7], [9]])
 MORE = [
     Case("product", product, (normal(2, 3, 7), normal(2, 7, 5)), torch.matmul),
@@ -85,6 +75,7 @@ MORE = [
          lambda x, w, b: x @ w + b),
     Case("pick", pick, (torch.tensor([0.0, 1, 1]), normal(4, 3)), torch.mul, fracs=(0, 16)),
     *(Case(f"best-{k}", partial(best, k=k), (normal(2, 9),), None) for k in (1, 4, 9)),
+    Case("steps", _stepped, (AROUND,), None),
     Case("below-mean", partial(below_mean, counted=COUNTED), (between(0, 1, 2, 9),), None),
     *(Case(f"inverse-{high}", partial(inverse, low=-6, high=high, frac=26),
            (between(0.02, 0.75 * 2**high, 500),), None, bounds.inverse) for high in (1, 9)),
@@ -282,6 +273,19 @@ def test_a_run_is_that_of_two_parties(spec: ModelSpec, cache: dict[str, object])
         assert float((opened - got).abs().max()) < LOGITS
         assert torch.equal(got, torch.round(got / UNIT) * UNIT)
         assert 0 < float((plain.reshape(-1) - got).abs().max()) < LOGITS
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].oblivious])
+def test_every_policy_keeps_what_the_parties_keep(name: str) -> None:
+    """Stored rows and contexts, but where a decision was as good as a tie."""
+    activations = random_activations(4, (2, 3), 1, 2, 24, 3, 6)
+    program = walk(policy_at(name, 9, activations.prompt), activations)
+    fixed, parties = on_fixed(program, activations.tensors), perform(program, activations.tensors)
+    near = [
+        (ours - theirs).abs().amax(-1).flatten() < 0.01
+        for ours, theirs in zip(fixed, parties.values, strict=True)
+    ]
+    assert float(torch.cat(near).double().mean()) > 0.95
 
 
 def test_tokens_that_are_missing_are_refused() -> None:

@@ -259,6 +259,11 @@ class RunConfig(_Section):
             )
         if self.protocol == "crypten" and self.truncation != "local":
             raise ValueError("truncation: protocol crypten truncates locally; expected local")
+        if self.protocol == "dealer" and self.ring.frac != 16:
+            raise ValueError(
+                f"ring.frac: {self.ring.frac} is not allowed with protocol dealer, whose tables are"
+                " for 16 fractional bits; leave it out, or set protocol: crypten"
+            )
         if self.store is not None and self.protocol != "dealer":
             raise ValueError(
                 f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"

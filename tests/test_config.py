@@ -87,6 +87,7 @@ def test_a_stronger_layer_replaces_the_prompt(written: Any, tmp_path: Path) -> N
         ("", ["temperature=.nan"], ("temperature: nan",)),
         ("temperature: .inf", [], ("temperature: inf", "run.yaml")),
         ("temperature: 1", ["protocol=crypten"], ("temperature 1", "not cryptographic")),
+        ("", ["ring.frac=18"], ("ring.frac: 18", "dealer", "16 fractional bits", "crypten")),
         ("", ["max_new_tokens=0"], ("max_new_tokens: 0", "1 or more")),
         ("", ["max_new_tokens=2.5"], ("max_new_tokens: 2.5",)),
         ("", ["network=foo"], ("network.name", "foo", "wan-slow")),
@@ -202,16 +203,17 @@ def _configs(draw: st.DrawFn) -> RunConfig:
     fine, share = draw(st.integers(1, 64)), st.floats(0.01, 1.0)
     network = draw(st.sampled_from(["local", "lan", "wan", "wan-slow", "custom"]))
     emulation = {"rtt_ms": draw(st.floats(0, 500)), "mbps": draw(st.floats(0, 1e5))}
+    dealer = (parties, owner, client) == (2, 0, 1)
     return load(
         None,
         {
             "parties": parties,
-            "protocol": "dealer" if (parties, owner, client) == (2, 0, 1) else "crypten",
+            "protocol": "dealer" if dealer else "crypten",
             "owner": owner,
             "client": client,
             "seed": draw(st.integers(0, 2**63 - 1)),
             "prompt": draw(st.none() | st.text(min_size=1).filter(str.strip)),
-            "ring": {"frac": draw(st.integers(8, 24))},
+            "ring": {"frac": 16 if dealer else draw(st.integers(8, 24))},
             "cache": {
                 "clusters": [fine * draw(st.integers(1, 8)), fine],
                 "alpha": draw(st.floats(0, 1)),

@@ -42,7 +42,10 @@ Decode = Annotated[int, typer.Option(help="How many of them are decoded one by o
 Windows = Annotated[int, typer.Option(help="Windows of text.")]
 Keys = Annotated[int, typer.Option("--keys", help="Hidden passkeys, each at its own depth.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which windows and keys; synthetic weights.")]
-Arithmetic = Annotated[str, typer.Option(help="float, or fixed: rounded as the parties' numbers.")]
+Arithmetic = Annotated[
+    str,
+    typer.Option(help="float, or fixed: what the parties of suite dealer compute, in the clear."),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda with float arithmetic only.")]
 Lanes = Annotated[int, typer.Option(help="Caches that decode beside each other; takes memory.")]
 
@@ -54,7 +57,7 @@ def _settings(**given: Any) -> Settings:
     from mpcache.evaluation.settings import Settings, parse_budgets, parse_policies
 
     given["every"] = given["policies"] is None
-    given["policies"] = parse_policies(given["policies"])
+    given["policies"] = parse_policies(given["policies"], given["arithmetic"])
     given["budgets"] = parse_budgets(given["budgets"])
     given["texts"] = tuple(given.pop("text") or ())
     return Settings(**given)

@@ -1,67 +1,57 @@
-"""The twin in fixed point: what the parties' number format alone does to a result."""
+"""The fixed reading: what the parties compute, to the rounding, without any parties."""
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from mpcache.protocols.arithmetic import linear, product
-from mpcache.protocols.operation import Operation, PlainMachine, Value
+from mpcache.errors import MpcacheError
+from mpcache.evaluation.clear import ClearDealer, Matrix
+from mpcache.protocols.arithmetic import embed
+from mpcache.protocols.ledger import Scopes
+from mpcache.protocols.operation import Operation, SecureMachine, Value
+from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
 
-class FixedMachine(PlainMachine):
-    """A twin whose values have the setting's fractional bits and stay in the ring's range.
+class FixedMachine(SecureMachine):
+    """Reads the text that the parties of suite `dealer` run, on ring elements in the clear.
 
-    Weights and public summands are rounded as the parties encode them, and so is the output of
-    every operation; the operation itself computes in float64. An operation that keeps all bits of
-    its factors (`product`, an unsettled `linear`) is rounded to twice as many. The parties cut
-    where this machine rounds, off by less than 1 unit instead of 1/2, and work out exp, 1/x and
-    1/sqrt(x) with errors of their own: this is the format's share of the error, not all of it.
+    So it rounds, saturates and wraps as they do. Where their protocol leaves no choice, results
+    are equal bit for bit; a truncation is off by one unit of theirs at most, and of the exact
+    product, since each rounds up or down by its own chance; functions made of tables, truncations
+    and products are within their bounds (`clear.ClearDealer`). One seed gives one result.
 
-    A product before its truncation must stay below 2^62: values saturate at 2^(62 - 2 frac), where
-    the parties' would wrap around. `saturated` counts how many did; none should.
+    Attributes:
+        lost: how many values were beyond what the parties' primitives read. None should.
     """
 
-    def __init__(self, setting: Setting, device: str | torch.device = "cpu") -> None:
-        super().__init__(setting, device)
-        self.limit = 2.0 ** (62 - 2 * setting.frac)
-        self.saturated = 0
+    suite: ClearDealer
+
+    def __init__(self, setting: Setting, seed: int = 0) -> None:
+        super().__init__(ClearDealer(setting, seed), Scopes())
+
+    @property
+    def lost(self) -> int:
+        return self.suite.lost
+
+    def seen(self, value: Secret) -> torch.Tensor:
+        """`value` as float64 numbers."""
+        return self.decode(value.share, value.frac)
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
-        result = super().perform(operation, *args, **options)
-        keeps = operation is product or (operation is linear and not _settled(args, options))
-        return self._held(result, 2 * self.setting.frac if keeps else self.setting.frac)
+        if operation is embed:
+            return self._rows(*args)
+        return super().perform(operation, *args, **options)
 
-    def _held(self, value: Any, frac: int) -> Any:
-        """`value`, a tensor or several, with `frac` fractional bits; integers stay as they are."""
-        if isinstance(value, torch.Tensor):
-            return self._round(value, frac) if value.is_floating_point() else value
-        if isinstance(value, tuple | list):
-            return type(value)(self._held(item, frac) for item in value)
-        if is_dataclass(value) and not isinstance(value, type):
-            parts = {item.name: getattr(value, item.name) for item in fields(value)}
-            return replace(value, **{name: self._held(part, frac) for name, part in parts.items()})
-        return value
+    def _rows(self, tokens: torch.Tensor, table: Secret) -> Secret:
+        """Rows of a table: one-hot products are exact, so they need not be worked out."""
+        rows = table.ring if isinstance(table, Matrix) else table.share
+        return Secret(rows[tokens].to(torch.int64), table.frac)
 
-    def _round(self, value: torch.Tensor, frac: int) -> torch.Tensor:
-        value = torch.round(value.double() * 2.0**frac) / 2.0**frac
-        beyond = int((value.abs() > self.limit).sum())
-        if not beyond:
-            return value
-        self.saturated += beyond
-        return value.clamp(-self.limit, self.limit)
-
-    def shift(self, value: Value, public: torch.Tensor | float) -> Value:
-        exact = torch.as_tensor(public, dtype=torch.float64, device=self.device)
-        return value + self._round(exact, self.setting.frac)
-
-    def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
-        return self._round(super().weight(name, tensor, shape), self.setting.frac)
-
-
-def _settled(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
-    """Whether a call of `linear` (x, weight, bias, settled) asks for a settled result."""
-    return bool(args[3]) if len(args) > 3 else bool(options.get("settled", True))
+    def tokens(self, ids: Sequence[int] | None, count: int, vocab: int) -> Value:
+        if ids is None or len(ids) != count:
+            raise MpcacheError(f"expected {count} token ids")
+        return torch.tensor(list(ids), dtype=torch.long)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.evaluation.fixed import FixedMachine
 from mpcache.eviction.base import Cache, Policy
 from mpcache.eviction.full import Full
 from mpcache.models.decoder import (
@@ -78,11 +79,18 @@ class Lane:
 
 
 class Engine:
-    """A model on a plaintext machine, with prefills to share and lanes to decode in."""
+    """A model on the twin's machine, in float or fixed, with prefills to share and lanes."""
 
-    def __init__(self, machine: PlainMachine, model: Model) -> None:
+    def __init__(self, machine: PlainMachine | FixedMachine, model: Model) -> None:
         self.machine, self.model = machine, model
-        self._lanes = _LaneMachine(machine)
+        self._lanes = cast(Machine, _LaneMachine(machine))
+
+    def seen(self, value: Value) -> torch.Tensor:
+        """`value` as numbers: nothing is secret here."""
+        if isinstance(self.machine, FixedMachine):
+            return self.machine.seen(value)
+        found: torch.Tensor = value
+        return found
 
     def prefill(self, ids: Sequence[int]) -> Prefill:
         """The prompt's full attention, recorded."""
@@ -123,7 +131,7 @@ class Engine:
             caches = _LaneCaches(self.machine, lanes)
             for layer in range(self.model.spec.layers):
                 x = decoder_layer(self._lanes, self.model, layer, x, position, caches)
-            logits = logits_of(self.machine, self.model, x)
+            logits = self.seen(logits_of(self.machine, self.model, x))
         for lane, row in zip(lanes, logits, strict=True):
             lane.position += 1
             lane.logits = row
@@ -132,15 +140,17 @@ class Engine:
     def _forward(self, ids: Sequence[int], cache: KeyValueCache) -> torch.Tensor:
         with torch.inference_mode():
             tokens = self.machine.tokens(ids, len(ids), self.model.spec.vocab)
-            return forward(self.machine, self.model, tokens, 0, len(ids), cache)
+            return self.seen(forward(self.machine, self.model, tokens, 0, len(ids), cache))
 
 
-class _LaneMachine(PlainMachine):
-    """Reads the decoder for tokens that all stand at the first one's position."""
+class _LaneMachine:
+    """`inner`, but that it reads the decoder for tokens that all stand at the first's position."""
 
-    def __init__(self, inner: PlainMachine) -> None:
-        super().__init__(inner.setting, inner.device)
+    def __init__(self, inner: Machine) -> None:
         self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
         if operation is rotary:
@@ -152,7 +162,7 @@ class _LaneMachine(PlainMachine):
 class _LaneCaches(KeyValueCache):
     """Hands each lane's token to its own cache."""
 
-    def __init__(self, machine: PlainMachine, lanes: Sequence[Lane]) -> None:
+    def __init__(self, machine: Machine, lanes: Sequence[Lane]) -> None:
         self.machine, self.lanes = machine, lanes
 
     def attend(
@@ -166,4 +176,4 @@ class _LaneCaches(KeyValueCache):
                     self.machine, layer, queries[:, :, at], keys[:, at], values[:, at]
                 )
             )
-        return torch.cat(contexts, 2)
+        return self.machine.cat(contexts, 2)

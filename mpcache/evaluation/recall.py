@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from mpcache.evaluation.tasks import Key, Say
 from mpcache.eviction.base import Policy
 from mpcache.eviction.full import Full
 from mpcache.models.decoder import forward
-from mpcache.protocols.operation import Fused, Operation, PlainMachine
+from mpcache.protocols.operation import Fused, Machine, Operation, Value
 from mpcache.protocols.softmax import attend
 
 SINK = 4  # first tokens, which draw much attention and tell little
@@ -48,7 +48,7 @@ def recall(
             say(f"token {number} of {decode}")
             tokens = engine.machine.tokens(ids[first:last], last - first, engine.model.spec.vocab)
             forward(engine.machine, engine.model, tokens, first, last - first, recording)
-        asked = {layer: _marked(calls) for layer, calls in recording.asked.items()}
+        asked = {layer: _marked(engine.machine, calls) for layer, calls in recording.asked.items()}
         total, sink = _walk(engine, Full(), asked, len(prompt), decode)
         for (name, budget), policy in policies.items():
             say(f"replay {name} {budget:g}%")
@@ -64,15 +64,15 @@ def recall(
             }
 
 
-def _marked(calls: Sequence[Asked]) -> list[Asked]:
+def _marked(machine: Machine, calls: Sequence[Asked]) -> list[Asked]:
     """The same calls; the first number of a value is 1 at the sink and else 0."""
     marked, at = [], 0
     for queries, keys, values in calls:
-        values = values.clone()
-        places = torch.arange(at, at + values.shape[1], device=values.device)
-        values[..., 0] = (places < SINK).to(values.dtype)
-        marked.append(Asked(queries, keys, values))
-        at += values.shape[1]
+        heads, count = values.shape[:2]
+        sink = (torch.arange(at, at + count) < SINK).to(torch.float32).reshape(1, count, 1)
+        mark = machine.shift(machine.zeros_like(values, (heads, count, 1)), sink)
+        marked.append(Asked(queries, keys, machine.cat([mark, values[..., 1:]], 2)))
+        at += count
     return marked
 
 
@@ -84,7 +84,8 @@ def _walk(
     decode: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log Z and the weight of the sink [steps, layers, heads] of a policy's attention."""
-    machine = _ScoreMachine(engine.machine)
+    watching = _ScoreMachine(engine)
+    machine = cast(Machine, watching)
     cache = policy.start(engine.model.spec, prompt_tokens, decode + 1)
     for layer, calls in asked.items():
         cache.attend(machine, layer, *calls[0])
@@ -92,21 +93,23 @@ def _walk(
     sinks: list[torch.Tensor] = []
     for step in range(1, decode + 1):
         for layer, calls in asked.items():
-            machine.scores = None  # what an earlier step noted does not count
-            context = cache.attend(machine, layer, *calls[step])
-            sums.append(machine.noted(policy.name).double().logsumexp(-1).flatten())
+            watching.scores = None  # what an earlier step noted does not count
+            context = engine.seen(cache.attend(machine, layer, *calls[step]))
+            sums.append(watching.noted(policy.name).double().logsumexp(-1).flatten())
             sinks.append(context[..., 0].double().flatten())
     shape = (decode, len(asked), -1)
     return torch.stack(sums).reshape(*shape), torch.stack(sinks).reshape(*shape)
 
 
-class _ScoreMachine(PlainMachine):
-    """Notes the visible scores of the last attention."""
+class _ScoreMachine:
+    """An engine's machine that notes the visible scores of the last attention."""
 
-    def __init__(self, inner: PlainMachine) -> None:
-        super().__init__(inner.setting, inner.device)
-        self.inner = inner
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.scores: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine.machine, name)
 
     def noted(self, name: str) -> torch.Tensor:
         if self.scores is None:
@@ -115,19 +118,19 @@ class _ScoreMachine(PlainMachine):
 
     def perform(self, operation: Operation, *args: Any, **options: Any) -> Any:
         if isinstance(operation, Fused):
-            return operation.run(self, *args, **options)
+            return operation.run(cast(Machine, self), *args, **options)
         if operation is attend:
             self._note(*args, **options)
-        return self.inner.perform(operation, *args, **options)
+        return self.engine.machine.perform(operation, *args, **options)
 
     def _note(
         self,
-        scores: torch.Tensor,
-        values: torch.Tensor,
+        scores: Value,
+        values: Value,
         visible: torch.Tensor | None = None,
         spread: Any = None,
     ) -> None:
+        self.scores = self.engine.seen(scores)
         if visible is not None:
-            hidden = visible.to(scores.device) == 0
-            scores = scores.masked_fill(hidden, float("-inf"))
-        self.scores = scores
+            hidden = visible.to(self.scores.device) == 0
+            self.scores = self.scores.masked_fill(hidden, float("-inf"))

@@ -16,6 +16,7 @@ from mpcache.errors import UsageError
 from mpcache.evaluation import charts, tables, tasks
 from mpcache.evaluation.fixed import FixedMachine
 from mpcache.evaluation.lanes import Engine
+from mpcache.evaluation.memory import free_at_once
 from mpcache.evaluation.recall import recall
 from mpcache.evaluation.settings import Settings, cells
 from mpcache.evaluation.store import Cell, Result, Store, Subject
@@ -169,8 +170,13 @@ JOBS: dict[str, Callable[[Settings, Source, Text], Job]] = {
 
 def engine_of(settings: Settings, source: Source) -> Engine:
     """The model's weights on the machine that the arithmetic asks for."""
-    kind = FixedMachine if settings.arithmetic == "fixed" else PlainMachine
-    machine = kind(Setting(suite="dealer"), settings.device)
+    free_at_once()
+    setting = Setting(suite="dealer")
+    machine: PlainMachine | FixedMachine
+    if settings.arithmetic == "fixed":
+        machine = FixedMachine(setting, settings.seed)
+    else:
+        machine = PlainMachine(setting, settings.device)
     with torch.inference_mode():
         return Engine(machine, load_weights(machine, source.spec, source.lazy()))
 
@@ -271,8 +277,9 @@ def _measure(
                     }
                 )
                 progress.advance(bar, len(results))
-    if isinstance(engine.machine, FixedMachine) and engine.machine.saturated:
-        print_warnings(console, [f"{engine.machine.saturated} values left the ring's range"])
+    if isinstance(engine.machine, FixedMachine) and engine.machine.lost:
+        beyond = f"{engine.machine.lost:,} values were beyond what the parties' primitives read"
+        print_warnings(console, [beyond])
 
 
 def summarise_job(job: Job, store: Store, keys: Sequence[Key]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from mpcache.errors import UsageError
 from mpcache.eviction.base import Policy
-from mpcache.eviction.registry import policy_at, policy_names
+from mpcache.eviction.registry import POLICIES, policy_at, policy_names
 from mpcache.models.registry import Source, Weights
 from mpcache.models.spec import ModelSpec
 
@@ -65,6 +65,8 @@ class Settings:
             raise UsageError(f"--weights {self.weights}: expected auto, required or synthetic")
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device {self.device}: expected cpu or cuda")
+        if self.arithmetic == "fixed":
+            self._check_fixed()
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch sees no GPU here; use --device cpu")
         cells(self.policies, self.budgets, self.context - self.decode)
@@ -76,6 +78,20 @@ class Settings:
             return self
         names = tuple(name for name, problem in lacks.items() if not problem)
         return replace(self, policies=names, left_out=tuple(filter(None, lacks.values())))
+
+    def _check_fixed(self) -> None:
+        """The fixed reading is that of shares."""
+        if self.device != "cpu":
+            raise UsageError(
+                f"--arithmetic fixed works on the CPU, as the parties do, not on {self.device};"
+                " leave --device out, or measure in float"
+            )
+        plain = [name for name in self.policies if not POLICIES[name].oblivious]
+        if plain:
+            raise UsageError(
+                f"--policies {', '.join(plain)}: in plaintext only, and --arithmetic fixed reads"
+                " what runs on shares; leave it out, or measure in float"
+            )
 
     def check_model(self, source: Source, tokens: int) -> None:
         """Before work starts.
@@ -114,15 +130,15 @@ def parse_budgets(text: str) -> tuple[float, ...]:
     return tuple(dict.fromkeys(budgets))
 
 
-def parse_policies(text: str | None) -> tuple[str, ...]:
-    """``mpcache,full`` as names; all policies where nothing is given.
+def parse_policies(text: str | None, arithmetic: str = "float") -> tuple[str, ...]:
+    """``mpcache,full`` as names; where nothing is given all policies that the arithmetic reads.
 
     Raises:
         UsageError: a name is unknown.
     """
     known = policy_names()
     if text is None:
-        return tuple(known)
+        return tuple(name for name in known if arithmetic != "fixed" or POLICIES[name].oblivious)
     names = [part.strip() for part in text.split(",")]
     for name in names:
         if name not in known:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from eviction.gates import drawn
+from protocols.test_dealer_runs import LOGITS
 from protocols.tiny import LLAMA, MPCACHE, OPT, OPT_350M, PROMPT, weights
 
 from mpcache.errors import MpcacheError
@@ -29,7 +30,7 @@ FORCED = [9, 1, 33, 4, 20]
 SPECS = {"llama": LLAMA, "opt": OPT, "opt-350m": OPT_350M}
 
 
-def engine(spec: ModelSpec, machine: PlainMachine | None = None) -> Engine:
+def engine(spec: ModelSpec, machine: PlainMachine | FixedMachine | None = None) -> Engine:
     machine = machine or PlainMachine(Setting())
     return Engine(machine, load_weights(machine, spec, weights(spec)))
 
@@ -118,10 +119,10 @@ def test_a_policy_that_alters_the_prefill_runs_it() -> None:
 
 
 def test_lanes_in_fixed_point() -> None:
-    machine = FixedMachine(Setting())
+    machine = FixedMachine(Setting(suite="dealer"))
     runner = engine(LLAMA, machine)
     lanes = [runner.start(policy, runner.prefill(PROMPT), NEW) for policy in (Full(), SMALL)]
     runner.step(lanes, [4, 4])
     want = generate(machine, runner.model, SMALL, Request(PROMPT, len(PROMPT), 2, forced=[4],
                                                           keep_logits=True))  # fmt: skip
-    torch.testing.assert_close(lanes[1].logits, want.logits[1].reshape(-1), atol=2**-12, rtol=0)
+    torch.testing.assert_close(lanes[1].logits, want.logits[1].reshape(-1), atol=LOGITS, rtol=0)

@@ -71,6 +71,20 @@ def reciprocal(x: torch.Tensor, upper: float, cut: float) -> torch.Tensor:
     return SECOND_ORDER * (factor * inner + (cut if wide else 0))
 
 
+def inverse(x: torch.Tensor, cut: float) -> torch.Tensor:
+    """1/x in suite `dealer`, from a line on t = f x in [0.75, 1.5): relative to the result
+
+    * t is cut: 2^-16 / t, below 1.34 units of 2^-16.
+    * An index may come out one too low, so that a line serves up to 2 segments of 2^-7 from where
+      it begins, with nodes at 0.22 and 1.28 segments: at most (2 - 0.22) (2 - 1.28) = 1.29 squared
+      segments times half of the second derivative, 1.29 * 2^-14 / t^2: below 9.2 units of 2^-16.
+    * Half a unit of a slope, 2^-21, times 1.5.
+
+    And a cut at 26 fractional bits.
+    """
+    return SECOND_ORDER * (cut * 1.34 + 9.2 + 0.03) / x + cut * 2.0**-26 / UNIT
+
+
 def inverse_sqrt(x: torch.Tensor, cut: float) -> torch.Tensor:
     """1/sqrt(x): the last Newton step y (3 - x y^2) / 2 cuts y^2, x y^2, the product, the half.
 

@@ -1,0 +1,299 @@
+"""The suite `dealer` without shares: what two parties' shares add up to, worked out in one place.
+
+A `Secret` holds the value itself. Products are exact, comparisons and tables read as many bits as
+the parties', and what is random there is drawn here: how a truncation rounds, and which way the
+shares' low bits carry. Nothing is secret, so the randomness is numpy's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy
+import torch
+
+from mpcache.errors import MpcacheError
+from mpcache.protocols.channel import Spec
+from mpcache.protocols.correlation import DIGIT, Correlation, Exponents, Pieces
+from mpcache.protocols.dealer import (
+    EXP_FACTOR,
+    EXP_FRAC,
+    EXP_PAYLOAD,
+    EXP_WINDOW,
+    ROOM,
+    DealerSuite,
+    Messages,
+    Specs,
+)
+from mpcache.protocols.secret import Secret
+from mpcache.protocols.setting import Setting
+
+EXACT = 53  # bits of whole numbers that float64 holds
+
+
+class Dice:
+    """Uniform whole numbers: a party's randomness, for nothing that is secret."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = numpy.random.Generator(numpy.random.SFC64(seed))
+
+    def ring(self, shape: Sequence[int]) -> torch.Tensor:
+        return self._drawn(shape, "int64", -(1 << 63), 1 << 63)
+
+    def bits(self, shape: Sequence[int], bits: int) -> torch.Tensor:
+        """On `bits` bits below 64, int64 [shape]."""
+        kind = "uint16" if bits <= 16 else "uint32" if bits <= 32 else "int64"
+        return self._drawn(shape, kind, 0, 1 << bits).to(torch.int64)
+
+    def branch(self, number: int) -> Dice:
+        return Dice(number)
+
+    def _drawn(self, shape: Sequence[int], kind: str, low: int, high: int) -> torch.Tensor:
+        found = self._generator.integers(low, high, tuple(shape), dtype=kind)
+        return torch.from_numpy(numpy.asarray(found).astype("int64", copy=False))
+
+
+class Matrix(Secret):
+    """A weight for products: ring elements in few bits, and in float64 once it is multiplied."""
+
+    __slots__ = ("_exact", "largest", "ring")
+
+    def __init__(self, ring: torch.Tensor, frac: int) -> None:
+        self.largest = _largest(ring)
+        fits = (kind for kind in _NARROW if self.largest < torch.iinfo(kind).max)
+        self.ring, self.frac = ring.to(next(fits, torch.int64)), frac
+        self._exact: torch.Tensor | None = None
+
+    @property
+    def share(self) -> torch.Tensor:  # type: ignore[override]
+        return self.ring.to(torch.int64)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.ring.shape
+
+    @property
+    def exact(self) -> torch.Tensor:
+        if self._exact is None:
+            self._exact = self.ring.to(torch.float64)
+        return self._exact
+
+
+_NARROW = (torch.int16, torch.int32)
+
+
+class ClearDealer(DealerSuite):
+    """`DealerSuite` for one that holds whole values.
+
+    A primitive that is not written out here runs as the parties' text does, with the whole of each
+    correlation at party 0 and zeros at its peer; but for those whose keys need two holders.
+
+    Attributes:
+        lost: how many values were beyond what a truncation or a comparison reads. None should.
+    """
+
+    hollow = False
+    rank = 0
+
+    def __init__(self, setting: Setting, seed: int = 0) -> None:
+        super().__init__(setting)
+        self.dice = Dice(seed)
+        self.lost = 0
+
+    # --- one who is both parties ---------------------------------------------------------------
+
+    def draw(self, correlation: Correlation) -> Pieces:
+        whole = {
+            piece.name: piece.draw(self.dice) for piece in correlation.pieces if not piece.dealt
+        }
+        wanted = correlation.complete(whole)
+        for piece in correlation.pieces:
+            if piece.dealt:
+                value = wanted[piece.name].to(torch.int64)
+                low = value & ((1 << piece.bits) - 1) if piece.bits < 64 else value
+                whole[piece.name] = low.to(piece.dtype) if piece.narrow else low
+        return whole
+
+    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
+        messages()
+        return [torch.zeros(spec.shape, dtype=spec.dtype) for spec in sent[1]]
+
+    def pass_on(
+        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
+    ) -> list[torch.Tensor]:
+        raise MpcacheError(f"nobody is there to pass {kind} on to")
+
+    def opened(self, why: str, to: str, values: int) -> None:
+        return None
+
+    def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    # --- values in and out ---------------------------------------------------------------------
+
+    def share(
+        self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int, source: int
+    ) -> Secret:
+        return Secret(_given(value, shape), frac)
+
+    def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        return Matrix(_given(value, shape), frac)
+
+    def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
+        return x.share
+
+    def keep(self, x: Secret) -> Secret:
+        return x
+
+    # --- products: exact -----------------------------------------------------------------------
+
+    def multiply(self, x: Secret, y: Secret) -> Secret:
+        return Secret(x.share * y.share, x.frac + y.frac)
+
+    def square(self, x: Secret) -> Secret:
+        return Secret(x.share * x.share, 2 * x.frac)
+
+    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
+        """All 64 bits, whatever `width`: those above it nobody reads."""
+        exact = y.exact if isinstance(y, Matrix) else y.share.to(torch.float64)
+        largest = y.largest if isinstance(y, Matrix) else _largest(exact)
+        return Secret(_product(x.share, exact, largest), x.frac + y.frac)
+
+    # --- dropping bits: at random, as the shares have it ---------------------------------------
+
+    def coarse(self, x: Secret, frac: int) -> Secret:
+        drop = x.frac - frac
+        return Secret(self._dropped(x, drop), frac) if drop > 0 else x
+
+    def _dropped(self, x: Secret, drop: int) -> torch.Tensor:
+        """x >> drop, or one less: each share loses its low bits, and with them their carry."""
+        if not drop:
+            return x.share
+        return (x.share - self.dice.bits(x.shape, drop)) >> drop
+
+    def truncate(self, x: Secret, bits: int) -> Secret:
+        """x >> bits, or one more with the odds of what is cut off; beyond 2^62 the text's wrap."""
+        if _largest(x.share) >= ROOM:
+            self.lost += int((x.share.abs() >= ROOM).sum())
+            return super().truncate(x, bits)
+        return Secret((x.share + self.dice.bits(x.shape, bits)) >> bits, x.frac - bits)
+
+    # --- comparison ----------------------------------------------------------------------------
+
+    def _read(self, x: Secret, magnitude: int, keep: int) -> tuple[torch.Tensor, int]:
+        """x without what is below 2^-keep, and on how many bits it is read."""
+        drop = max(0, x.frac - keep)
+        return self._dropped(x, drop), min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
+
+    def _below(self, value: torch.Tensor, bits: int) -> torch.Tensor:
+        """1 where the top one of the low `bits` bits is set."""
+        found = (value >> (bits - 1)) & 1
+        self.lost += int((found != (value < 0)).sum())
+        return found
+
+    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Secret:
+        return Secret(self._below(*self._read(x, magnitude, keep)), 0)
+
+    def pairs_negative(
+        self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
+    ) -> Secret:
+        value, bits = self._read(x, magnitude, keep)
+        first, second = torch.triu_indices(x.shape[-1], x.shape[-1], 1)
+        between = value.index_select(-1, first) - value.index_select(-1, second)
+        return Secret(self._below(between, bits), 0)
+
+    def positive(self, x: Secret, magnitude: int = 15) -> Secret:
+        drop = max(0, x.frac - self.setting.frac)
+        value, bits = self._read(x, magnitude, self.setting.frac)
+        low = value & ((1 << (bits - 1)) - 1)
+        return Secret(low * (1 - self._below(value, bits)), x.frac - drop)
+
+    def steps(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> tuple[Secret, Secret]:
+        value = x.share.unsqueeze(-1)
+        reached = 1 - (((value - thresholds) >> bits) & 1)
+        self.lost += int((reached != (value >= thresholds)).sum())
+        return Secret(reached, 0), Secret(reached * value, x.frac)
+
+    # --- tables --------------------------------------------------------------------------------
+
+    def exp(self, x: Secret) -> Secret:
+        """The text's two factors at a hidden place r: their rounding is all that is off."""
+        window = EXP_FRAC + EXP_WINDOW
+        moved = Secret(x.share + (15 << x.frac), x.frac)
+        value = self._dropped(moved, max(0, x.frac - EXP_FRAC)) & ((1 << (window + DIGIT)) - 1)
+        r = self.dice.bits(x.shape, window)
+        low = (value + r) & ((1 << window) - 1)
+        wrapped = (low < r).to(torch.int64)
+        payload, factor = _exponents(window)
+        found = payload[(wrapped << window) + r] * factor[low]
+        return Secret(torch.where(value >> window == 0, found, 0), EXP_PAYLOAD + EXP_FACTOR)
+
+    def lookup(
+        self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
+    ) -> tuple[list[Secret], Secret]:
+        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+        found = [Secret(table[index], self.setting.frac) for table in tables]
+        return found, self.truncate(x, cut) if cut else x
+
+    def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
+        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+        cells = torch.arange(1 << bits).reshape(-1, *[1] * index.ndim)
+        return Secret((index == cells).to(torch.int64), 0)
+
+    def tally(
+        self, x: Secret, keep: int, bits: int, visible: torch.Tensor | None, width: int = 64
+    ) -> Secret:
+        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+        ones = torch.ones((), dtype=torch.int64) if visible is None else visible.to(torch.int64)
+        counts = torch.zeros(*x.shape[:-1], 1 << bits, dtype=torch.int64)
+        counts.scatter_add_(-1, index, ones.expand(index.shape))
+        return Secret(counts.movedim(-1, 0), 0)
+
+
+@functools.cache
+def _exponents(window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dealt factor for each r, then for each r where y wrapped; the public one for each y."""
+    places = torch.arange(1 << window)
+    dealt = Exponents((1,), window, EXP_FRAC, EXP_PAYLOAD)
+    payload = torch.cat([dealt.payload(places, borrow, [True, True])[0] for borrow in (0, 1)])
+    factor = torch.exp(places.to(torch.float64) / 2.0**EXP_FRAC - 15)
+    return payload, torch.round(factor * 2.0**EXP_FACTOR).to(torch.int64)
+
+
+def _given(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+    if value is None or tuple(value.shape) != shape:
+        raise MpcacheError(f"there is no value of shape {list(shape)}")
+    return value
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high))
+
+
+def _product(x: torch.Tensor, w: torch.Tensor, largest: float) -> torch.Tensor:
+    """x @ w modulo 2^64, exactly, through float64.
+
+    Where a sum might not fit into float64, x is cut in two, or w.
+
+    Args:
+        x: int64 [.., rows, inputs]. w: whole numbers in float64 [.., inputs, outputs].
+        largest: the greatest |w|.
+    """
+    exact = x.to(torch.float64)
+    total = float(exact.abs().sum(-1).max()) if x.numel() else 0.0
+    if total * largest < 2.0**EXACT and total < 2.0**EXACT:
+        return torch.matmul(exact, w).to(torch.int64)
+    room = EXACT - 1 - math.ceil(math.log2(max(largest, 1.0) * x.shape[-1]))
+    if room >= 8:
+        low = x & ((1 << room) - 1)
+        high = _product((x - low) >> room, w, largest)
+        return (high << room) + torch.matmul(low.to(torch.float64), w).to(torch.int64)
+    whole = w.to(torch.int64)
+    low = whole & ((1 << 20) - 1)
+    high = _product(x, ((whole - low) >> 20).to(torch.float64), largest / 2**20 + 1)
+    return (high << 20) + _product(x, low.to(torch.float64), 2.0**20)

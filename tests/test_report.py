@@ -72,6 +72,7 @@ def test_the_fields_are_the_contract() -> None:
         "agreement",
         "secure",
         "predicted",
+        "outlook",
         "checks",
         "openings",
         "warnings",
@@ -258,6 +259,7 @@ def test_the_dealer_must_have_dealt_what_was_used() -> None:
         "seconds": 1.0,
         "elapsed_seconds": 2.0,
         "source": "live",
+        "phases": {},
     }
     record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
     assert not build_report(record)["checks"]["measured_equals_predicted"]

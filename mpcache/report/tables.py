@@ -68,18 +68,33 @@ def against_prediction(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         for name in ("rounds", "sent_bytes", "dealt_bytes"):
             measured, said = secure[phase][name], predicted[phase][name]
             rows.append((f"{phase}, {name}", exact(measured), exact(said)))
-    for what, measured, said in (
-        ("prefill", secure["prefill"]["seconds"], predicted["prefill"].get("seconds")),
-        (
-            "a token",
-            secure["decode"]["per_token"]["seconds"],
-            predicted["decode"].get("seconds_per_token"),
-        ),
-    ):
-        if measured and said is not None:
-            error = f"{in_seconds(said)} ({said / measured - 1:+.0%})"
-            rows.append((f"{what}, seconds", in_seconds(measured), error))
+    for what, measured, said in _foreseen(report):
+        rows.append((f"{what}, seconds", in_seconds(measured), _with_error(said, measured)))
     return rows
+
+
+def _foreseen(report: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """(what, measured, predicted seconds), where both are known."""
+    secure, predicted = report["secure"], report["predicted"]
+    token = secure["decode"]["per_token"]["seconds"]
+    rows = (
+        ("prefill", secure["prefill"]["seconds"], predicted["prefill"].get("seconds")),
+        ("a token", token, predicted["decode"].get("seconds_per_token")),
+    )
+    return [(what, took, said) for what, took, said in rows if took and said is not None]
+
+
+def _with_error(said: float, measured: float) -> str:
+    return f"{in_seconds(said)} ({said / measured - 1:+.0%})"
+
+
+def foreseen(report: dict[str, Any]) -> str:
+    """A sentence on the seconds that were predicted, and how far they were off."""
+    found = _foreseen(report)
+    if not found:
+        return "predicted seconds: none, this machine is not calibrated (mpcache cost --calibrate)"
+    parts = (f"{what} {_with_error(said, measured)}" for what, measured, said in found)
+    return f"predicted seconds, and how far off: {', '.join(parts)}"
 
 
 def components(

@@ -11,7 +11,7 @@ from mpcache.report import compare, tables
 from mpcache.report.charts import Bar, bars
 from mpcache.report.markup import Markup, join, table, tag
 from mpcache.report.page_outlook import outlook_section
-from mpcache.report.page_time import PARTS, split, time_section, traffic_section
+from mpcache.report.page_time import PARTS, time_section, traffic_section
 from mpcache.report.plots import Curve, plot
 from mpcache.report.style import CSS
 from mpcache.report.words import words_section
@@ -130,7 +130,7 @@ def _token_parts(run: dict[str, Any], seconds: float) -> list[tuple[str, float]]
     if not times or not max(times["seconds"]):
         return [("compute", seconds)]
     slowest = max(range(len(times["seconds"])), key=lambda rank: times["seconds"][rank])
-    parts = split(times, slowest)
+    parts = tables.split(times, slowest)
     scale = seconds / sum(size for _, size in parts)
     return [(style, size * scale) for style, size in parts]
 

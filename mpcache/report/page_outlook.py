@@ -15,6 +15,10 @@ PREDICTED = (
     " machine's calibration. local: all processes on this host; lan (3 Gbit/s, 0.3 ms) and wan (400"
     " Mbit/s, 40 ms): each process on a host like this one."
 )
+COUNTED = (
+    "Predicted from the plaintext twin, no run: rounds and bytes are exact; this machine is not"
+    " calibrated, so there are no seconds (mpcache cost --calibrate)."
+)
 
 
 def outlook_section(report: dict[str, Any]) -> Markup | None:
@@ -22,23 +26,9 @@ def outlook_section(report: dict[str, Any]) -> Markup | None:
     rows = report.get("outlook") or []
     if not rows:
         return None
-    networks = list((rows[0].get("seconds") or {}).keys())
-    head = ("tokens before", "cache", "rounds", "sent, by party", "dealt", *networks)
-    shown = [
-        (
-            f"{row['context']:,}",
-            row["cache"],
-            f"{row['rounds']:,}",
-            tables.by_party(row["sent_bytes"]),
-            tables.in_bytes(max(row["dealt_bytes"])),
-            *(tables.in_seconds((row["seconds"] or {}).get(network)) for network in networks),
-        )
-        for row in rows
-    ]
-    note = PREDICTED if networks else PREDICTED.partition(" local:")[0].replace(
-        ", seconds come from this machine's calibration", "; this machine is not calibrated, so"
-        " there are no seconds (mpcache cost --calibrate)"
-    )  # fmt: skip
+    head, shown = tables.outlook_rows(report)
+    networks = head[5:]
+    note = PREDICTED if networks else COUNTED
     return tag(
         "div",
         tag("h3", "A token at other lengths and on other networks (predicted)"),

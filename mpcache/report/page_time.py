@@ -54,27 +54,13 @@ def _all(report: dict[str, Any], phase: str) -> dict[str, Any] | None:
     return found[0][1] if found else None
 
 
-def split(times: dict[str, Sequence[float]], rank: int) -> list[tuple[str, float]]:
-    """A party's seconds as parts of a bar; what is not told apart is computing."""
-    away = [
-        (style, times[name][rank] if name in times else 0.0)
-        for style, name in (
-            ("wait", "wait_seconds"),
-            ("transfer", "transfer_seconds"),
-            ("deal", "dealer_seconds"),
-        )
-    ]
-    own = times["seconds"][rank] - sum(size for _, size in away)
-    return [("compute", max(0.0, own)), *away]
-
-
 def _by_party(total: dict[str, Any], share: float) -> list[Bar]:
     times = total["by_party"]
     return [
         Bar(
             f"party {rank}",
             tables.in_seconds(seconds * share),
-            [(style, size * share) for style, size in split(times, rank)],
+            [(style, size * share) for style, size in tables.split(times, rank)],
         )
         for rank, seconds in enumerate(times["seconds"])
     ]
@@ -115,7 +101,7 @@ def _crowded(report: dict[str, Any]) -> str:
         times = (_all(report, phase) or {}).get("by_party", {})
         if "busy_seconds" not in times:
             return ""
-        computing += sum(split(times, rank)[0][1] for rank in range(report["parties"]))
+        computing += sum(tables.split(times, rank)[0][1] for rank in range(report["parties"]))
         busy += sum(times["busy_seconds"])
     if busy <= 0 or computing < BUSY * busy:
         return ""
@@ -144,7 +130,7 @@ def _mean(name: str, total: dict[str, Any]) -> Bar:
     count = len(times["seconds"])
     sums: dict[str, float] = {}
     for rank in range(count):
-        for style, size in split(times, rank):
+        for style, size in tables.split(times, rank):
             sums[style] = sums.get(style, 0.0) + size / count
     seconds = sum(times["seconds"]) / count
     return Bar(name, tables.in_seconds(seconds), list(sums.items()))

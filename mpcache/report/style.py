@@ -83,7 +83,8 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
   .bar svg { grid-column: 1 / -1; grid-row: 2; } }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444;
     --panel: #f4f4f4; --line: #bbb; --warn: #fff; --warn-ink: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
+  body { max-width: none; padding: 0; font-size: 10pt; } td { white-space: normal; }
+  .scroll { overflow: visible; }
   h2, h3, h4 { break-after: avoid; } .tile, .bar, tr, .plotted { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -290,9 +290,11 @@ def policies(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, with their report.json.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, and *.jsonl that `mpcache bench` wrote.")
+    ],
     html: Annotated[
-        Path | None, typer.Option(help="The page's file; report.html in the first run's folder.")
+        Path | None, typer.Option(help="The page's file; report.html in the first one's folder.")
     ] = None,
 ) -> None:
     """Write report.md of each run anew from its report.json, and one HTML page of them all."""

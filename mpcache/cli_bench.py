@@ -175,7 +175,8 @@ def _run(sweep: Sweep, out: Path | None) -> None:
         sweep, lambda row: progress.print(" | ".join(tables.cells(row).values()), soft_wrap=True)
     )
     sweeps.write_lines(path, rows)
-    console.print(tables.screen(rows))
+    for table in tables.screen(rows):
+        console.print(table)
     typer.echo(f"lines: {path}")
 
 

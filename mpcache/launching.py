@@ -23,6 +23,7 @@ from mpcache.costing import quick
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
 from mpcache.models.registry import Source, check_prompt, find
+from mpcache.outlook import outlook
 from mpcache.parties.dealing import DEALER
 from mpcache.parties.local import loopback_addresses
 from mpcache.parties.names import peer_name
@@ -106,6 +107,7 @@ def launch(config: RunConfig, console: Console) -> int:
         expected_kept=expected_kept(config, source.spec, len(ids)),
         dealer=screen.dealer,
         predicted_seconds=_predicted_seconds(config, prediction),
+        outlook=outlook(config, source.spec, len(ids)),
     )
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)

@@ -52,6 +52,14 @@ def framed(page: str, width: int, height: int) -> str:
     )
 
 
+def printed(page: str, folder: Path) -> bytes:
+    """The page as a PDF, as a printer gets it."""
+    path, target = folder / "page.html", folder / "page.pdf"
+    path.write_text(page, encoding="utf-8")
+    _run(folder, "--no-pdf-header-footer", f"--print-to-pdf={target}", path.as_uri())
+    return target.read_bytes()
+
+
 def measure(page: str, width: int, folder: Path) -> dict[str, int]:
     """Widths of content and window, and how many resources were fetched; all details open."""
     path = folder / "frame.html"
@@ -61,12 +69,13 @@ def measure(page: str, width: int, folder: Path) -> dict[str, int]:
     return {key: int(value) for key, _, value in (part.partition("=") for part in found.split())}
 
 
-def screenshot(page: str, width: int, height: int, folder: Path) -> list[bytes]:
+def screenshot(page: str, width: int, height: int, folder: Path, dark: bool = False) -> list[bytes]:
     """The rows of pixels of the page, as its PNG has them, 3 or 4 bytes a pixel."""
     path, image = folder / "frame.html", folder / f"{width}.png"
     path.write_text(framed(page, width, height), encoding="utf-8")
     size = f"--window-size={max(width, 600)},{height}"
-    _run(folder, "--hide-scrollbars", size, f"--screenshot={image}", path.as_uri())
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    _run(folder, "--hide-scrollbars", scheme, size, f"--screenshot={image}", path.as_uri())
     return _rows(image.read_bytes())
 
 

@@ -18,8 +18,9 @@ from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Prediction
 from mpcache.report import checks, files, publish, tables
 from mpcache.report.build import build_report
-from mpcache.report.console import print_prediction
+from mpcache.report.console import print_prediction, print_summary
 from mpcache.report.markdown import render
+from mpcache.report.page import render_page
 from mpcache.report.record import (
     COUNTS,
     Agreement,
@@ -72,6 +73,7 @@ def test_the_fields_are_the_contract() -> None:
         "agreement",
         "secure",
         "predicted",
+        "outlook",
         "checks",
         "openings",
         "warnings",
@@ -260,6 +262,45 @@ def test_a_prediction_is_read_off_a_counting_ledger() -> None:
     assert parties[0].openings == (Opened("answer", "client", 3),)
 
 
+def test_the_page_says_where_time_goes_and_what_would_be_elsewhere() -> None:
+    phases = {"prefill": {"seconds": 2.0, "dealt_bytes": 5}}
+    row = {
+        "context": 512,
+        "cache": "full",
+        "rounds": 40,
+        "sent_bytes": [7, 7],
+        "dealt_bytes": [0, 9],
+        "seconds": {"lan": 0.25},
+    }
+    record = make_record(dealer=DealerRecord(0, 2.0, 3.0, phases=phases), outlook=[row])
+    text = render(build_report(record))
+    assert "| prefill, party 0 | 500 ms | 500 ms | 0 us | 0 us |" in text
+    assert "| prefill, dealer | 2.000 s | - | - | - |" in text
+    assert "| 512 | full | 40 | 7 B each | 9 B | 250 ms |" in text
+    assert "(predicted)" in text and "not calibrated" not in text
+    plain = render(build_report(make_record(outlook=[{**row, "seconds": None}])))
+    assert "| 512 | full | 40 | 7 B each | 9 B |" in plain and "not calibrated" in plain
+    assert "(predicted)" not in render(build_report(make_record()))
+
+
+def test_predicted_seconds_stand_beside_measured_ones() -> None:
+    foreseen = {"prefill": 3.0, "token": 1.0}
+    report = build_report(make_record(predicted_seconds=foreseen))
+    assert report["predicted"]["prefill"]["seconds_error"] == pytest.approx(0.5)
+    assert report["predicted"]["decode"]["seconds_error"] == pytest.approx(-0.5)
+    said = "predicted seconds, and how far off: prefill 3.000 s (+50%), a token 1.000 s (-50%)"
+    assert tables.foreseen(report) == said
+    shown = io.StringIO()
+    print_summary(Console(file=shown, width=200), report)
+    assert said in shown.getvalue()
+    assert "| a token, seconds | 2.000 s | 1.000 s (-50%) |" in render(report)
+    assert "1.000 s (-50%)" in render_page([report])
+    bare = build_report(make_record())
+    assert "not calibrated" in tables.foreseen(bare)
+    one = build_report(make_record(predicted_seconds={"prefill": 3.0}, decode_steps=0))
+    assert one["predicted"]["decode"]["seconds_error"] is None
+
+
 def test_the_dealer_must_have_dealt_what_was_used() -> None:
     record = replace(make_record(), dealer=DealerRecord(0, 1.0, 2.0))
     report = build_report(record)
@@ -269,6 +310,7 @@ def test_the_dealer_must_have_dealt_what_was_used() -> None:
         "seconds": 1.0,
         "elapsed_seconds": 2.0,
         "source": "live",
+        "phases": {},
     }
     record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
     assert not build_report(record)["checks"]["measured_equals_predicted"]

@@ -22,6 +22,7 @@ from mpcache.config import load
 from mpcache.report import compare, publish, tables
 from mpcache.report.build import build_report
 from mpcache.report.page import render_page
+from mpcache.report.page_outlook import cheaper
 from mpcache.report.record import DealerRecord
 
 VOID = {"meta"}
@@ -119,24 +120,127 @@ def test_figures_are_those_of_the_report() -> None:
 def test_a_bar_is_as_long_as_its_figure() -> None:
     page = _Page(render_page([_policy("full", 8.0, "a"), _policy("mpcache", 2.0, "b")]))
     widths = [float(facts["width"] or 0) for name, facts in page.seen if name == "rect"]
-    assert widths[:2] == [1000.0, 250.0]
+    assert [sum(widths[:4]), sum(widths[4:8])] == [1000.0, 250.0]
 
 
 def test_the_waits_of_a_party_are_taken_off_its_own_time() -> None:
     record = make_record()
     scopes = [{path: dict(entry) for path, entry in p.scopes.items()} for p in record.parties]
     scopes[0]["decode/head"] |= {"seconds": 4.0, "wait_seconds": 1.0, "dealer_seconds": 0.0}
-    scopes[1]["decode/head"] |= {"seconds": 3.0, "wait_seconds": 2.5, "dealer_seconds": 0.25}
+    scopes[1]["decode/head"] |= {"seconds": 3.0, "wait_seconds": 2.0, "dealer_seconds": 0.25}
+    scopes[1]["decode/head"] |= {"transfer_seconds": 0.5}
     parties = tuple(
         replace(party, scopes=table) for party, table in zip(record.parties, scopes, strict=True)
     )
     text = render_page([build_report(replace(record, parties=parties))])
-    chart = text.partition("decode, all steps")[2].partition("</figure>")[0]
-    widths = re.findall(r'class="(\w+)" x="[\d.]+" y="0" width="([\d.]+)"', chart)
-    assert widths == [
-        *(("compute", "750.00"), ("wait", "250.00"), ("deal", "0.00")),
-        *(("compute", "62.50"), ("wait", "625.00"), ("deal", "62.50")),
+    assert _parts(text, "A token, on average") == [
+        *(("compute", "750.00"), ("wait", "250.00"), ("transfer", "0.00"), ("deal", "0.00")),
+        *(("compute", "62.50"), ("wait", "500.00"), ("transfer", "125.00"), ("deal", "62.50")),
     ]
+    mean = [(1.625, "compute"), (1.5, "wait"), (0.25, "transfer"), (0.125, "deal")]
+    assert _parts(text, "decode by component") == [
+        (style, f"{1000 * size / 3.5:.2f}") for size, style in mean
+    ]
+
+
+def _parts(text: str, title: str) -> list[tuple[str, str]]:
+    """Style and width of the parts of the chart below a title."""
+    chart = text.partition(title)[2].partition("</figure>")[0]
+    return re.findall(r'class="(\w+)" x="[\d.]+" y="0" width="([\d.]+)"', chart)
+
+
+def test_the_dealer_has_a_bar_a_phase() -> None:
+    phases = {
+        "setup": {"seconds": 1.0, "dealt_bytes": 0},
+        "prefill": {"seconds": 2.0, "dealt_bytes": 5_000},
+        "decode": {"seconds": 3.0, "dealt_bytes": 7_000},
+    }
+    text = render_page([_report(dealer=DealerRecord(12_000, 6.0, 9.0, phases=phases))])
+    page = _Page(text).text
+    assert "dealer, at the same time: 1.500 s" in page  # of two steps
+    assert "dealer, at the same time: 2.000 s" in page
+    assert "setup 1.000 s and 0 B, prefill 2.000 s and 5 kB, decode 3.000 s and 7 kB" in page
+    stored = _Page(render_page([_report(dealer=DealerRecord.ahead(9))])).text
+    assert "no dealer ran" in stored and "at the same time" not in stored
+
+
+def test_a_processor_that_others_had_is_told() -> None:
+    record = make_record()
+    for busy, told in ((0.01, True), (9.0, False)):
+        parties = tuple(
+            replace(
+                party,
+                scopes={path: {**e, "busy_seconds": busy} for path, e in party.scopes.items()},
+            )
+            for party in record.parties
+        )
+        text = render_page([build_report(replace(record, parties=parties))])
+        assert ("The processor was shared" in text) is told
+    assert "The processor was shared" not in render_page([_report()])  # not known
+
+
+# --- what was not measured -----------------------------------------------------------------------
+
+
+def _outlook(seconds: bool) -> list[dict[str, Any]]:
+    rows = []
+    for context, size in ((16, 100), (1024, 400)):
+        for cache, times in (("mpcache", 1), ("full", 3 if context > 99 else 0.5)):
+            networks = {"local": 0.1 * times, "wan": 2.0 * times} if seconds else None
+            sent = [int(size * times), 50]
+            rows.append(
+                {
+                    "context": context,
+                    "cache": cache,
+                    "rounds": 40,
+                    "sent_bytes": sent,
+                    "dealt_bytes": [0, 9],
+                    "seconds": networks,
+                }
+            )
+    return rows
+
+
+def test_what_is_predicted_is_marked_and_compared() -> None:
+    page = _Page(render_page([_report(outlook=_outlook(True))]))
+    assert "A token at other lengths and on other networks (predicted)" in page.text
+    assert ["1,024", "full", "40", "1.2 kB, 50 B", "9 B", "300 ms", "6.000 s"] in page.rows
+    assert "bytes sent: mpcache takes less than the full cache from 1,024 tokens on" in page.text
+    assert "seconds, wan: mpcache takes less" in page.text
+    assert "full (predicted)" in page.text
+    assert (
+        "0.5xbytes sent a token with the full cache, relative to this one (predicted)" in page.text
+    )
+    lines = [facts for name, facts in page.seen if name == "polyline"]
+    assert len(lines) == 6 and sum("dashed" in (facts["class"] or "") for facts in lines) == 4
+
+
+def test_without_a_calibration_only_counts_are_predicted() -> None:
+    page = _Page(render_page([_report(outlook=_outlook(False))]))
+    assert "this machine is not calibrated" in page.text
+    assert ["1,024", "full", "40", "1.2 kB, 50 B", "9 B"] in page.rows
+    assert len([name for name, _ in page.seen if name == "polyline"]) == 2
+    assert "other networks (predicted)" not in render_page([_report()])
+
+
+def test_a_full_cache_that_is_cheaper_everywhere_is_named() -> None:
+    rows = _outlook(False)
+    for row in rows:
+        row["sent_bytes"] = [10 if row["cache"] == "full" else 20, 0]
+    assert "at none of these lengths: here the full cache is the cheaper one" in cheaper(rows)[0]
+    assert "at 16 tokens" in cheaper(
+        [{**row, "sent_bytes": [1 + (row["context"] == 16) * (row["cache"] == "full")]}
+         for row in rows]
+    )[0]  # fmt: skip
+    assert cheaper([row for row in rows if row["cache"] == "full"]) == []
+
+
+def test_runs_of_several_lengths_are_curves() -> None:
+    runs = [_policy("full", 8.0, "a"), _policy("full", 9.0, "b"), _policy("mpcache", 2.0, "c")]
+    runs[1]["prompt_tokens"] = 64
+    page = _Page(render_page(runs))
+    assert "Seconds a token over the prompt's length" in page.text
+    assert len([name for name, _ in page.seen if name == "polyline"]) == 2
 
 
 def test_text_is_never_markup() -> None:
@@ -165,7 +269,7 @@ def test_a_reduction_needs_the_same_run_but_for_the_cache() -> None:
     assert compare.reduction(full, [full, small]) is None
     text = _Page(render_page([full, small])).text
     assert "4x" in text
-    assert "time a token of full-cache run full" in text
+    assert "time a token with the full cache (run full), relative to this one" in text
     for change in (("prompt_tokens", 17), ("protocol", "dealer"), ("version", "9")):
         other = copy.deepcopy(full)
         other[change[0]] = change[1]
@@ -183,7 +287,7 @@ def test_a_report_without_times_by_party_shows_the_slowest() -> None:
         for entry in report["secure"][phase]["by_scope"].values():
             del entry["by_party"]
     page = _Page(render_page([report]))
-    assert "of the slowest party, waiting included" in page.text
+    assert "the slowest party, waiting included" in page.text
     assert "waiting for a peer" not in page.text
 
 
@@ -247,14 +351,16 @@ def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def _long() -> str:
-    """A page with long words, many scopes and wide tables."""
-    report = _report(text="word" * 200, weights="synthetic")
+    """A page with long words, many scopes, curves and wide tables."""
+    report = _report(text="word" * 200, weights="synthetic", outlook=_outlook(True))
     scopes = report["secure"]["decode"]["by_scope"]
     scopes["a-name/" * 12] = scopes["head"]
     report["config"]["model"] = "m" * 300
     network = load(None, {"network": "wan"}).network
     report["network"] = {"emulated": network.emulated, "rtt_ms": 40.0, "mbps": 400.0}
-    return render_page([report, _policy("full", 8.0, "full")])
+    longer = _policy("full", 9.0, "longer")
+    longer["prompt_tokens"] = 4096
+    return render_page([report, _policy("full", 8.0, "full"), longer])
 
 
 @pytest.mark.slow
@@ -266,9 +372,26 @@ def test_the_page_fits_the_window(width: int, tmp_path: Path) -> None:
     assert width - 20 <= found["client"] <= width  # a scroll bar may take some
     assert found["scroll"] <= found["client"]
     assert found["loaded"] == 0
-    rows = browser.screenshot(page, width, 900, tmp_path)
-    assert len(rows) == 900
-    assert sum(len(set(row)) > 8 for row in rows) > 200  # lines with writing on them
+    light, dark = (browser.screenshot(page, width, 900, tmp_path, dark) for dark in (False, True))
+    for rows in (light, dark):
+        assert len(rows) == 900
+        assert sum(len(set(row)) > 8 for row in rows) > 200  # lines with writing on them
+    assert _brightness(light, width) > 200 > 90 > _brightness(dark, width)
+
+
+def _brightness(rows: list[bytes], width: int) -> float:
+    """The mean of all bytes of the page's columns, from 0 to 255, but for what is transparent."""
+    step = len(rows[0]) // max(width, 600)
+    shown = b"".join(row[: width * step] for row in rows)
+    return sum(shown[0::step]) / len(shown[0::step])
+
+
+@pytest.mark.slow
+def test_the_page_can_be_printed(tmp_path: Path) -> None:
+    browser.find()
+    pdf = browser.printed(_long(), tmp_path)
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 30
 
 
 @pytest.mark.slow

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Row = dict[str, Any]
+Read = Callable[[Row], float]
 LEAST = 4  # contexts that a fit needs
-MEASURES = {
+LONG = 2048  # tokens from which on caches are compared with the paper's figures
+OURS, FULL = "mpcache", "full"
+SETTING = ("model", "layers", "whole", "protocol", "parties", "profile", "network")
+MEASURES: dict[str, Read] = {
     "seconds": lambda row: row["seconds"]["median"],
+    "seconds of attention": lambda row: row["attention"]["seconds"],
     "bytes sent": lambda row: max(row["sent_bytes"]),
     "bytes dealt": lambda row: row["dealt_bytes"],
 }
+PAPER_LATENCY, PAPER_BYTES = (1.8, 2.01), (3.39, 8.37)
+PAPER = (
+    f"MPCache's paper reports {PAPER_LATENCY[0]} to {PAPER_LATENCY[1]} times lower decode latency"
+    f" and {PAPER_BYTES[0]} to {PAPER_BYTES[1]} times less communication (arXiv 2501.06807, on"
+    " other machines and another protocol)."
+)
 
 
 def exponent(contexts: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
@@ -43,17 +55,33 @@ def crossover(
     return math.exp(left + share * (right - left))
 
 
+def groups(rows: Sequence[Row]) -> dict[str, dict[str, dict[int, Row]]]:
+    """Decode rows by what was measured but for cache and context: name -> cache -> context."""
+    decodes = [row for row in rows if row["kind"] == "decode"]
+    several = {name for name in SETTING if len({str(row.get(name)) for row in decodes}) > 1} | {
+        "protocol",
+        "network",
+    }
+    found: dict[str, dict[str, dict[int, Row]]] = {}
+    for row in decodes:
+        parts = [_said(name, row.get(name)) for name in SETTING if name in several]
+        name = ", ".join(part for part in parts if part)
+        found.setdefault(name, {}).setdefault(row["cache"], {})[row["context"]] = row
+    return found
+
+
+def _said(name: str, value: Any) -> str:
+    if name == "whole":
+        return "whole model" if value else ""
+    return f"{value} {name}" if name in ("layers", "parties") else str(value or "")
+
+
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What the rows say, where caches were measured at enough contexts in one setting."""
-    groups: dict[tuple[Any, ...], dict[str, dict[int, Row]]] = {}
-    for row in rows:
-        if row["kind"] == "decode":
-            key = row["protocol"], row["network"], row["layers"]
-            groups.setdefault(key, {}).setdefault(row["cache"], {})[row["context"]] = row
+    """How costs grow, where a cache begins to cost less, and how that is beside the paper's."""
     found = []
-    for (protocol, network, _), every in groups.items():
-        caches = {name: table for name, table in every.items() if len(table) >= LEAST}
-        for name, read in MEASURES.items():
+    for name, every in groups(rows).items():
+        caches = {cache: table for cache, table in every.items() if len(table) >= LEAST}
+        for measure, read in MEASURES.items():
             parts = [
                 f"{cache} {power:.2f} (standard error {error:.2f})"
                 for cache, table in caches.items()
@@ -61,55 +89,94 @@ def sentences(rows: Sequence[Row]) -> list[str]:
                 for power, error in [_fit(table, read)]
             ]
             if parts:
-                text = f"{protocol}, {network}: {name} grow with T to the power of"
+                text = f"{name}: {measure} grow with T to the power of"
                 found.append(f"{text} {', '.join(parts)}.{_crossing(caches, read)}")
-        found += [
-            f"{protocol}, {network}: {text}"
-            for other in every
-            for text in [_reduction(every, other)]
-            if text
-        ]
+        context = _longest(every)
+        if context is not None:
+            found.append(_verdict(name, every, context))
     return found
 
 
-def _reduction(caches: dict[str, dict[int, Row]], name: str) -> str:
-    """How much less than with the full cache attention takes and sends, projections apart."""
-    if name == "full" or "full" not in caches:
-        return ""
-    parts = []
-    for context in sorted(caches[name].keys() & caches["full"].keys()):
-        ours, full = (caches[which][context]["attention"] for which in (name, "full"))
-        faster = full["seconds"] / ours["seconds"]
-        fewer = max(full["sent_bytes"]) / max(ours["sent_bytes"])
-        parts.append(f"T = {context:,} {faster:.2f} and {fewer:.2f}")
-    return (
-        (
-            f"in attention, projections apart, {name} is faster and sends less than full by the"
-            f" factors {', '.join(parts)}."
-        )
-        if parts
-        else ""
+@dataclass(frozen=True)
+class Factor:
+    """How many times as much the full cache takes as another one, in one setting."""
+
+    setting: str
+    cache: str
+    context: int
+    seconds: float
+    sent: float
+    attention_seconds: float
+    attention_sent: float
+
+
+def factors(rows: Sequence[Row]) -> list[Factor]:
+    """Every cache against the full one, where both were measured in the same setting."""
+    return [
+        _factor(name, cache, context, table[context], every[FULL][context])
+        for name, every in groups(rows).items()
+        if FULL in every
+        for cache, table in every.items()
+        if cache != FULL
+        for context in sorted(table.keys() & every[FULL].keys())
+    ]
+
+
+def _factor(name: str, cache: str, context: int, ours: Row, full: Row) -> Factor:
+    mine, theirs = ours["attention"], full["attention"]
+    return Factor(
+        name,
+        cache,
+        context,
+        full["seconds"]["median"] / ours["seconds"]["median"],
+        max(full["sent_bytes"]) / max(ours["sent_bytes"]),
+        theirs["seconds"] / mine["seconds"],
+        max(theirs["sent_bytes"]) / max(mine["sent_bytes"]),
     )
 
 
-def _fit(table: dict[int, Row], read: Any) -> tuple[float, float]:
+def _longest(every: dict[str, dict[int, Row]]) -> int | None:
+    """The longest context that both mpcache and the full cache were measured at, if it is long."""
+    both = every.get(OURS, {}).keys() & every.get(FULL, {}).keys()
+    return max(both) if both and max(both) >= LONG else None
+
+
+def _verdict(name: str, every: dict[str, dict[int, Row]], context: int) -> str:
+    """The full cache against mpcache at a context, beside what the paper reports."""
+    found = _factor(name, OURS, context, every[OURS][context], every[FULL][context])
+    low = PAPER_LATENCY[0]
+    text = (
+        f"{name}: at T = {context:,} a step takes {found.seconds:.2f} times as long with the full"
+        f" cache as with {OURS} and sends {found.sent:.2f} times as much; attention alone"
+        f" {found.attention_seconds:.2f} and {found.attention_sent:.2f} times. {PAPER}"
+    )
+    if found.attention_seconds >= low:
+        return text
+    cheap = "is cheap" if found.attention_seconds > 1 else "is the cheaper one"
+    return (
+        f"{text} Here the full cache {cheap}: attention over all tokens costs this suite less than"
+        f" {low} times what it costs over the chosen ones."
+    )
+
+
+def _fit(table: dict[int, Row], read: Read) -> tuple[float, float]:
     contexts = sorted(table)
     return exponent(contexts, [read(table[context]) for context in contexts])
 
 
-def _crossing(caches: dict[str, dict[int, Row]], read: Any) -> str:
-    if not {"mpcache", "full"} <= caches.keys():
+def _crossing(caches: dict[str, dict[int, Row]], read: Read) -> str:
+    if not {OURS, FULL} <= caches.keys():
         return ""
-    contexts = sorted(caches["mpcache"].keys() & caches["full"].keys())
+    contexts = sorted(caches[OURS].keys() & caches[FULL].keys())
     if not contexts:
         return ""
-    small, full = ([read(caches[name][c]) for c in contexts] for name in ("mpcache", "full"))
+    small, full = ([read(caches[name][c]) for c in contexts] for name in (OURS, FULL))
     below = [c for c, mine, other in zip(contexts, small, full, strict=True) if mine < other]
     if not below:
-        return " mpcache is below full at none of them."
+        return f" {OURS} is below {FULL} at none of them."
     at = crossover(contexts, small, full)
     if at is None:
-        return f" mpcache is below full at T = {', '.join(f'{c:,}' for c in below)} alone."
+        return f" {OURS} is below {FULL} at T = {', '.join(f'{c:,}' for c in below)} alone."
     if at == contexts[0]:
-        return f" mpcache is below full from T = {contexts[0]:,}, the least measured, on."
-    return f" mpcache is below full from about T = {at:,.0f} on."
+        return f" {OURS} is below {FULL} from T = {contexts[0]:,}, the least measured, on."
+    return f" {OURS} is below {FULL} from about T = {at:,.0f} on."

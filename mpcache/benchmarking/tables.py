@@ -67,6 +67,11 @@ def _foreseen(row: Row) -> dict[str, str]:
     return found
 
 
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Columns that are shown: those in which rows differ, and the figures."""
+    return _columns(rows)[0]
+
+
 def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Columns that are shown, and those that name what all rows have in common."""
     kind, shown = rows[0]["kind"], [cells(row) for row in rows]
@@ -96,27 +101,61 @@ def caption(rows: Sequence[Row]) -> str:
     )
 
 
-def screen(rows: Sequence[Row]) -> Table:
+FACTORS = ("full over", "tokens", "step: time", "sent", "attention: time", "sent there")
+
+
+def factor_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """How many times as much the full cache takes, as text under `FACTORS`."""
+    found = scaling.factors(rows)
+    several = len({factor.setting for factor in found}) > 1
+    return [
+        (
+            factor.cache + (f", {factor.setting}" if several else ""),
+            f"{factor.context:,}",
+            f"{factor.seconds:.2f}",
+            f"{factor.sent:.2f}",
+            f"{factor.attention_seconds:.2f}",
+            f"{factor.attention_sent:.2f}",
+        )
+        for factor in found
+    ]
+
+
+def screen(rows: Sequence[Row]) -> list[Table]:
+    """The measured rows, and how caches compare with the full one."""
     kind = rows[0]["kind"]
     table = Table(title=TITLES[kind], caption=escape(caption(rows)), caption_justify="left")
-    columns = _columns(rows)[0]
-    for name in columns:
+    names = columns(rows)
+    for name in names:
         left = name in NAMES[kind]
         table.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         shown = cells(row)
-        table.add_row(*(escape(shown[name]) for name in columns))
+        table.add_row(*(escape(shown[name]) for name in names))
     for sentence in scaling.sentences(rows):
         table.caption = f"{table.caption}\n{escape(sentence)}"
-    return table
+    compared = Table(title="the full cache over others: how many times as much")
+    for name in FACTORS:
+        compared.add_column(name, justify="left" if name == FACTORS[0] else "right")
+    for line in factor_rows(rows):
+        compared.add_row(*map(escape, line))
+    return [table, compared] if compared.row_count else [table]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    columns, names = _columns(rows)[0], NAMES[rows[0]["kind"]]
-    lines = ["| " + " | ".join(columns) + " |"]
-    lines.append("| " + " | ".join("---" if c in names else "---:" for c in columns) + " |")
-    for row in rows:
-        shown = cells(row)
-        lines.append("| " + " | ".join(shown[name] for name in columns) + " |")
+    names, left = columns(rows), NAMES[rows[0]["kind"]]
+    shown = [cells(row) for row in rows]
+    text = _table(names, [[row[name] for name in names] for row in shown], left)
+    text += "\n\n" + caption(rows)
+    compared = factor_rows(rows)
+    if compared:
+        text += "\n\nHow many times as much the full cache takes:\n\n"
+        text += _table(FACTORS, compared, FACTORS[:1])
     said = "".join(f"\n- {sentence}" for sentence in scaling.sentences(rows))
-    return "\n".join(lines) + "\n\n" + caption(rows) + (f"\n{said}" if said else "")
+    return text + (f"\n{said}" if said else "")
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[str]) -> str:
+    head = ["| " + " | ".join(names) + " |"]
+    head.append("| " + " | ".join("---" if name in left else "---:" for name in names) + " |")
+    return "\n".join(head + ["| " + " | ".join(line) + " |" for line in lines])

@@ -44,7 +44,8 @@ def render_again(runs: Sequence[Path], page: Path | None, console: Console) -> P
     """Write report.md of each run anew from its report.json, and one HTML page of them all.
 
     Args:
-        page: the page's file; report.html in the folder of the first run if None.
+        runs: folders of runs, and files of lines that `mpcache bench` wrote.
+        page: the page's file; report.html in the folder of the first one if None.
 
     Returns:
         The page's file.
@@ -53,15 +54,20 @@ def render_again(runs: Sequence[Path], page: Path | None, console: Console) -> P
         UsageError: a run has no report that can be shown, or a folder is not writable; nothing
             was written.
     """
+    from mpcache.benchmarking.section import section
     from mpcache.errors import UsageError
     from mpcache.report import console as screen
     from mpcache.report import files
     from mpcache.report.markdown import render
     from mpcache.report.page import render_page
 
+    lines = [path for path in runs if path.suffix == ".jsonl"]
+    home = files.folder_of(runs[0])
+    runs = [path for path in runs if path not in lines]
+    pieces = [section(path) for path in lines]
     reports = [files.load_report(run) for run in runs]
     folders = [files.folder_of(run) for run in runs]
-    target = page or folders[0] / files.PAGE
+    target = page or home / files.PAGE
     files.check_writable([target.parent, *folders])
     if target.is_dir():
         raise UsageError(f"{target} is a folder; give --html a file")
@@ -77,7 +83,7 @@ def render_again(runs: Sequence[Path], page: Path | None, console: Console) -> P
             ) from None
     for folder, text in zip(folders, texts, strict=True):
         files.write_atomic(folder / files.MARKDOWN, text)
-    files.write_atomic(target, render_page(reports))
+    files.write_atomic(target, render_page(reports, pieces))
     for report in reports:
         screen.print_summary(console, report)
     return target

@@ -83,6 +83,7 @@ def build_report(record: RunRecord) -> dict[str, Any]:
         },
         "secure": _secure(record),
         "predicted": _predicted(record),
+        "outlook": [dict(row) for row in record.outlook],
         "checks": {name: not problems for name, problems in run_checks(record).items()},
         "openings": _openings(record.parties),
         "warnings": warnings(record),
@@ -125,20 +126,33 @@ def _cache(record: RunRecord) -> dict[str, Any]:
 
 
 def _predicted(record: RunRecord) -> dict[str, Any]:
-    """Counts of each phase; seconds where this machine is calibrated."""
+    """Counts of each phase; seconds where this machine is calibrated, and how far they are off."""
     found = {phase: _sums(record.predicted, phase) for phase in ("prefill", "decode")}
-    if record.predicted_seconds is not None:
-        found["prefill"]["seconds"] = record.predicted_seconds["prefill"]
-        found["decode"]["seconds_per_token"] = record.predicted_seconds.get("token")
+    if record.predicted_seconds is None:
+        return found
+    measured = {phase: _slowest(record, phase) for phase in found}
+    if record.decode_steps:
+        measured["decode"] /= record.decode_steps
+    for phase, name, key in (
+        ("prefill", "prefill", "seconds"),
+        ("decode", "token", "seconds_per_token"),
+    ):
+        said = record.predicted_seconds.get(name)
+        found[phase][key] = said
+        took = measured[phase]
+        found[phase]["seconds_error"] = None if said is None or not took else said / took - 1
     return found
+
+
+def _slowest(record: RunRecord, phase: str) -> float:
+    return max(party.phase_seconds.get(phase, 0.0) for party in record.parties)
 
 
 def _secure(record: RunRecord) -> dict[str, Any]:
     phases: dict[str, Any] = {}
     for phase in PHASES:
-        seconds = max(party.phase_seconds.get(phase, 0.0) for party in record.parties)
         phases[phase] = {
-            "seconds": seconds,
+            "seconds": _slowest(record, phase),
             **_sums(record.parties, phase),
             "by_scope": _by_scope(record.parties, phase),
         }

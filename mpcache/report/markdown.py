@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mpcache.report import tables
+from mpcache.report.page_outlook import COUNTED, PREDICTED
 
 
 def render(report: dict[str, Any]) -> str:
@@ -19,8 +20,10 @@ def render(report: dict[str, Any]) -> str:
         + f"\n\nMeasured on {tables.machine(report)}. Network: {tables.network(report)}.",
         _answer(report),
         "## Agreement\n\n" + "\n".join(f"- {line}" for line in tables.agreement(report)),
+        _time(report),
         _components(report),
         _predicted(report),
+        *_outlook(report),
         _cache(report),
         _openings(report),
         "## Configuration\n\n```yaml\n"
@@ -48,8 +51,25 @@ def _answer(report: dict[str, Any]) -> str:
     return f"## Answer{note}\n\n{quoted}"
 
 
+def _time(report: dict[str, Any]) -> str:
+    head = ("", "computing", "waiting for a peer", "moving messages", "taking corrections")
+    return "## Where the time goes\n\n" + _table(head, tables.time_rows(report))
+
+
+def _outlook(report: dict[str, Any]) -> list[str]:
+    """Nothing where nothing was predicted."""
+    head, rows = tables.outlook_rows(report)
+    if not rows:
+        return []
+    title = "## A token at other lengths and on other networks (predicted)"
+    return [f"{title}\n\n{_table(head, rows)}\n\n{PREDICTED if head[5:] else COUNTED}"]
+
+
 def _components(report: dict[str, Any]) -> str:
-    parts = ["## Where it goes", "Layers are summed; seconds are those of the slowest party."]
+    parts = [
+        "## Rounds and bytes by component",
+        "Layers are summed; seconds are those of the slowest party.",
+    ]
     for phase in ("prefill", "decode"):
         rows = [
             (

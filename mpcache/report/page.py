@@ -10,21 +10,30 @@ import yaml
 from mpcache.report import compare, tables
 from mpcache.report.charts import Bar, bars
 from mpcache.report.markup import Markup, join, table, tag
+from mpcache.report.page_outlook import outlook_section
+from mpcache.report.page_time import PARTS, time_section, traffic_section
+from mpcache.report.plots import Curve, plot
 from mpcache.report.style import CSS
-
-TOP_SCOPES = 100
-PARTS = (("compute", "computing"), ("wait", "waiting for a peer"), ("deal", "taking corrections"))
+from mpcache.report.words import words_section
 
 
-def render_page(reports: Sequence[dict[str, Any]]) -> str:
-    """The page for reports whose checks passed, in the given order."""
+def render_page(reports: Sequence[dict[str, Any]], pieces: Sequence[Markup] = ()) -> str:
+    """The page for reports whose checks passed, in the given order.
+
+    Args:
+        pieces: sections of what `mpcache bench` measured, shown after the comparison of the runs.
+    """
     several = len(reports) > 1
-    title = "mpcache: " + (f"{len(reports)} runs" if several else f"run {reports[0]['id']}")
+    title = "mpcache: " + (f"run {reports[0]['id']}" if len(reports) == 1 else "measured")
+    title = f"mpcache: {len(reports)} runs" if several else title
     body = [
         tag("h1", title),
+        *(tag("p", lead(report), class_="lead") for report in reports[:1] if not several),
         _banners(reports),
         _comparison(reports) if several else None,
+        *pieces,
         *(_run(report, reports) for report in reports),
+        words_section(),
     ]
     page = tag(
         "html",
@@ -39,6 +48,21 @@ def render_page(reports: Sequence[dict[str, Any]]) -> str:
         lang="en",
     )
     return f"<!DOCTYPE html>\n{page}\n"
+
+
+def lead(report: dict[str, Any]) -> str:
+    """What happened, in a sentence or two, for a reader who knows nothing of it yet."""
+    token, times = report["secure"]["decode"]["per_token"], compare.times_plaintext(report)
+    said = (
+        f"{report['model']['name']} read a prompt of {report['prompt_tokens']:,} tokens and wrote"
+        f" {report['new_tokens']:,}, computed by {report['parties']} parties on secret shares: the"
+        " party with the prompt did not see the weights, and no other party saw the prompt."
+    )
+    if token["seconds"] is None:
+        return said
+    plain = tables.in_seconds(report["plaintext"]["decode_seconds_per_token"])
+    against = f", {_times(times)} the {plain} of the same program on plain numbers"
+    return f"{said} A token took {tables.in_seconds(token['seconds'])}{against * bool(times)}."
 
 
 def _banners(reports: Sequence[dict[str, Any]]) -> Markup:
@@ -80,8 +104,9 @@ def _comparison(reports: Sequence[dict[str, Any]]) -> Markup:
         )
         taken, sent = token["seconds"], compare.most(token["sent_bytes"])
         if taken is not None and sent is not None:
-            seconds.append(Bar(label, tables.in_seconds(taken), [("compute", taken)]))
-            sizes.append(Bar(label, tables.in_bytes(sent), [("deal", sent)]))
+            where = f"{label}, {_wire(run)}"
+            seconds.append(Bar(where, tables.in_seconds(taken), _token_parts(run, taken)))
+            sizes.append(Bar(where, tables.in_bytes(sent), [("size", sent)]))
     head = (
         *("run", "cache, protocol, prompt", "network", "a token", "times plaintext", "rounds"),
         *("sent", "dealt", "time: full / this", "sent: full / this"),
@@ -91,10 +116,49 @@ def _comparison(reports: Sequence[dict[str, Any]]) -> Markup:
         tag("h2", "Runs compared, a decode step"),
         table(head, rows),
         tag("h3", "Seconds a token, secret-shared"),
-        bars(seconds),
+        bars(seconds, PARTS),
         tag("h3", "Bytes sent a token, of the party that sends most"),
         bars(sizes),
+        tag("div", *_growth(reports), class_="plots"),
     )
+
+
+def _token_parts(run: dict[str, Any], seconds: float) -> list[tuple[str, float]]:
+    """A token's seconds as the slowest party spent those of its decode steps."""
+    found = tables.components(run["secure"]["decode"], depth=0, top=None)
+    times = found[0][1].get("by_party") if found else None
+    if not times or not max(times["seconds"]):
+        return [("compute", seconds)]
+    slowest = max(range(len(times["seconds"])), key=lambda rank: times["seconds"][rank])
+    parts = tables.split(times, slowest)
+    scale = seconds / sum(size for _, size in parts)
+    return [(style, size * scale) for style, size in parts]
+
+
+def _growth(reports: Sequence[dict[str, Any]]) -> list[Markup]:
+    """Seconds and bytes a token over the prompt's length, where a setting has two lengths."""
+    seconds: dict[str, dict[float, float]] = {}
+    sizes: dict[str, dict[float, float]] = {}
+    for run in reports:
+        token = run["secure"]["decode"]["per_token"]
+        if token["seconds"] is None:
+            continue
+        name = f"{run['model']['name']}, {run['cache']['policy']}, {run['protocol']}, {_wire(run)}"
+        seconds.setdefault(name, {})[run["prompt_tokens"]] = token["seconds"]
+        sizes.setdefault(name, {})[run["prompt_tokens"]] = max(token["sent_bytes"])
+    found = [
+        plot(
+            [Curve(name, sorted(points.items())) for name, points in curves.items()],
+            "tokens of the prompt",
+            shown,
+            title,
+        )
+        for curves, shown, title in (
+            (seconds, tables.in_seconds, "Seconds a token over the prompt's length"),
+            (sizes, tables.in_bytes, "Bytes sent a token over the prompt's length"),
+        )
+    ]
+    return [picture for picture in found if picture is not None]
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -113,13 +177,14 @@ def _run(report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> Markup:
         _tiles(report, reports),
         *(tag("p", text, class_="soft") for text in compare.obstacles(report, reports)),
         tag("p", _caption(report), class_="soft"),
-        tag("h3", "Plaintext against secret-shared"),
-        table(("", "plaintext", "secret-shared"), tables.headline(report)),
         _answer(report),
         tag("h3", "Agreement"),
         tag("ul", *(tag("li", line) for line in tables.agreement(report))),
-        _time(report),
-        _traffic(report),
+        tag("h3", "Plaintext against secret-shared"),
+        table(("", "plaintext", "secret-shared"), tables.headline(report)),
+        time_section(report),
+        outlook_section(report),
+        traffic_section(report),
         _predicted(report),
         _cache(report),
         _openings(report),
@@ -147,13 +212,35 @@ def _tiles(report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> Markup:
     ]
     saved = compare.reduction(report, reports)
     if saved is not None:
-        against = f"of full-cache run {saved.against} over this one's; above 1 is a saving"
+        against = f"with the full cache (run {saved.against}), relative to this one"
         shown[2:2] = [
             (_times(saved.seconds), f"time a token {against}"),
             (_times(saved.sent_bytes), f"bytes sent a token {against}"),
         ]
+    else:
+        shown[2:2] = _foreseen_saving(report)
     tiles = [tag("div", tag("b", value), tag("span", what), class_="tile") for value, what in shown]
     return tag("div", *tiles, class_="tiles")
+
+
+def _foreseen_saving(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The full cache's cost over this run's, predicted, where no such run is on the page."""
+    rows = {
+        row["cache"]: row
+        for row in report.get("outlook") or []
+        if row["context"] == report["prompt_tokens"]
+    }
+    own, full = rows.get(report["cache"]["policy"]), rows.get(compare.FULL)
+    if own is None or full is None or own is full:
+        return []
+    text = "with the full cache, relative to this one (predicted)"
+    ratio = max(full["sent_bytes"]) / max(own["sent_bytes"])
+    found = [(_times(ratio), f"bytes sent a token {text}")]
+    if own["seconds"]:
+        network = next(iter(own["seconds"]))
+        ratio = full["seconds"][network] / own["seconds"][network]
+        found.insert(0, (_times(ratio), f"time a token {text}"))
+    return found
 
 
 def _caption(report: dict[str, Any]) -> str:
@@ -167,86 +254,6 @@ def _caption(report: dict[str, Any]) -> str:
 def _answer(report: dict[str, Any]) -> Markup:
     note = " (meaningless: synthetic weights)" if report["model"]["weights"] == "synthetic" else ""
     return join([tag("h3", f"Answer{note}"), tag("blockquote", report["text"])])
-
-
-def _time(report: dict[str, Any]) -> Markup:
-    """Seconds of each party by component: a party's own waits are taken off its own time."""
-    shown: list[Any] = [tag("h3", "Time by component")]
-    dealer = report["secure"].get("dealer")
-    if dealer and dealer.get("source") == "store":
-        shown.append(tag("p", "All correlations were dealt ahead from a store; no dealer ran."))
-    elif dealer:
-        shown.append(
-            tag(
-                "p",
-                f"The dealer worked {tables.in_seconds(dealer['seconds'])} in all, beside the"
-                f" parties, within {tables.in_seconds(dealer['elapsed_seconds'])}.",
-            )
-        )
-    for phase in ("decode", "prefill"):
-        ranked = tables.components(report["secure"][phase], depth=2, top=None)
-        ranked = sorted(ranked, key=lambda item: -item[1]["seconds"])[: tables.TOP_COMPONENTS]
-        if not any(total["seconds"] for _, total in ranked):
-            continue
-        split = all("by_party" in total for _, total in ranked)
-        whose = "each party in turn" if split else "of the slowest party, waiting included"
-        shown.append(tag("h4", f"{phase}, all steps and layers, {whose}"))
-        rows = [bar for name, total in ranked for bar in _time_bars(name, total, split)]
-        shown.append(bars(rows, PARTS if split else ()))
-    return tag("div", *shown)
-
-
-def _time_bars(name: str, total: dict[str, Any], split: bool) -> list[Bar]:
-    if not split:
-        return [Bar(name, tables.in_seconds(total["seconds"]), [("compute", total["seconds"])])]
-    times = total["by_party"]
-    rows = []
-    for rank, seconds in enumerate(times["seconds"]):
-        wait, deal = times["wait_seconds"][rank], times["dealer_seconds"][rank]
-        parts = [("compute", max(0.0, seconds - wait - deal)), ("wait", wait), ("deal", deal)]
-        label = f"{name}, party {rank}" if rank == 0 else f"party {rank}"
-        rows.append(Bar(label, tables.in_seconds(seconds), parts))
-    return rows
-
-
-def _traffic(report: dict[str, Any]) -> Markup:
-    shown: list[Any] = [tag("h3", "Rounds and bytes by scope")]
-    for phase in ("decode", "prefill"):
-        measured = report["secure"][phase]
-        ranked = [item for item in tables.components(measured, top=None) if _busy(item[1])]
-        if not ranked:
-            continue
-        top = ranked[: tables.TOP_COMPONENTS]
-        shown.append(tag("h4", f"{phase}: bytes sent by both parties together, layers summed"))
-        sizes = [(name, sum(total["sent_bytes"])) for name, total in top]
-        shown.append(bars([Bar(n, tables.in_bytes(size), [("deal", size)]) for n, size in sizes]))
-        shown.append(_collapsed(f"{phase}: all {len(ranked)} components", ranked))
-        scopes = [item for item in measured["by_scope"].items() if _busy(item[1])]
-        scopes.sort(key=lambda item: (-sum(item[1]["sent_bytes"]), item[0]))
-        if len(scopes) > len(ranked):
-            some = f"the first {TOP_SCOPES} of " if len(scopes) > TOP_SCOPES else "all "
-            title = f"{phase}: {some}{len(scopes)} scopes, by bytes sent"
-            shown.append(_collapsed(title, scopes[:TOP_SCOPES]))
-    return tag("div", *shown)
-
-
-def _busy(entry: dict[str, Any]) -> bool:
-    return bool(entry["rounds"] or any(entry["sent_bytes"]) or any(entry["dealt_bytes"]))
-
-
-def _collapsed(title: str, items: Sequence[tuple[str, dict[str, Any]]]) -> Markup:
-    rows = [
-        (
-            name,
-            f"{entry['rounds']:,}",
-            tables.exact(entry["sent_bytes"]),
-            tables.exact(entry["dealt_bytes"]),
-            tables.in_seconds(entry["seconds"]),
-        )
-        for name, entry in items
-    ]
-    head = ("scope", "rounds", "bytes sent, by party", "bytes dealt, by party", "seconds, slowest")
-    return tag("details", tag("summary", title), table(head, rows))
 
 
 def _predicted(report: dict[str, Any]) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mpcache.protocols.ledger import Ledger, Scopes
 
 PHASES = ("setup", "prefill", "decode")
-TIMES = ("seconds", "wait_seconds", "transfer_seconds", "dealer_seconds")
+TIMES = ("seconds", "wait_seconds", "transfer_seconds", "dealer_seconds", "busy_seconds")
 COUNTS = ("rounds", "messages", "sent_bytes", "received_bytes", "dealt_bytes")
 
 ScopeTable = Mapping[str, Mapping[str, float]]
@@ -205,6 +205,7 @@ class RunRecord:
         dealer: what the dealer did, in suite `dealer`.
         expected_kept: the counts that the budget asks for, in the form of `PartyRecord.kept`.
         predicted_seconds: of ``prefill`` and a ``token``, where this machine is calibrated.
+        outlook: what a token would take at other lengths: see `mpcache.outlook`.
     """
 
     run_id: str
@@ -223,6 +224,7 @@ class RunRecord:
     expected_kept: Kept
     dealer: DealerRecord | None = None
     predicted_seconds: Mapping[str, float] | None = None
+    outlook: Sequence[Mapping[str, Any]] = ()
 
 
 def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:

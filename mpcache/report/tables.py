@@ -69,18 +69,33 @@ def against_prediction(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         for name in ("rounds", "sent_bytes", "dealt_bytes"):
             measured, said = secure[phase][name], predicted[phase][name]
             rows.append((f"{phase}, {name}", exact(measured), exact(said)))
-    for what, measured, said in (
-        ("prefill", secure["prefill"]["seconds"], predicted["prefill"].get("seconds")),
-        (
-            "a token",
-            secure["decode"]["per_token"]["seconds"],
-            predicted["decode"].get("seconds_per_token"),
-        ),
-    ):
-        if measured and said is not None:
-            error = f"{in_seconds(said)} ({said / measured - 1:+.0%})"
-            rows.append((f"{what}, seconds", in_seconds(measured), error))
+    for what, measured, said in _foreseen(report):
+        rows.append((f"{what}, seconds", in_seconds(measured), _with_error(said, measured)))
     return rows
+
+
+def _foreseen(report: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """(what, measured, predicted seconds), where both are known."""
+    secure, predicted = report["secure"], report["predicted"]
+    token = secure["decode"]["per_token"]["seconds"]
+    rows = (
+        ("prefill", secure["prefill"]["seconds"], predicted["prefill"].get("seconds")),
+        ("a token", token, predicted["decode"].get("seconds_per_token")),
+    )
+    return [(what, took, said) for what, took, said in rows if took and said is not None]
+
+
+def _with_error(said: float, measured: float) -> str:
+    return f"{in_seconds(said)} ({said / measured - 1:+.0%})"
+
+
+def foreseen(report: dict[str, Any]) -> str:
+    """A sentence on the seconds that were predicted, and how far they were off."""
+    found = _foreseen(report)
+    if not found:
+        return "predicted seconds: none, this machine is not calibrated (mpcache cost --calibrate)"
+    parts = (f"{what} {_with_error(said, measured)}" for what, measured, said in found)
+    return f"predicted seconds, and how far off: {', '.join(parts)}"
 
 
 def components(
@@ -118,6 +133,53 @@ def _total(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _by_rank(rows: Sequence[Sequence[Any]]) -> list[Any]:
     return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def split(times: dict[str, Sequence[float]], rank: int) -> list[tuple[str, float]]:
+    """A party's seconds as parts of a bar; what is not told apart is computing."""
+    away = [
+        (style, times[name][rank] if name in times else 0.0)
+        for style, name in (
+            ("wait", "wait_seconds"),
+            ("transfer", "transfer_seconds"),
+            ("deal", "dealer_seconds"),
+        )
+    ]
+    own = times["seconds"][rank] - sum(size for _, size in away)
+    return [("compute", max(0.0, own)), *away]
+
+
+def time_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """(who, computing, waiting, moving messages, taking corrections) of each phase and party."""
+    rows: list[tuple[str, ...]] = []
+    for phase in ("prefill", "decode"):
+        found = components(report["secure"][phase], depth=0, top=None)
+        times = found[0][1].get("by_party", {}) if found else {}
+        for rank in range(len(times.get("seconds", ()))):
+            parts = [in_seconds(size) for _, size in split(times, rank)]
+            rows.append((f"{phase}, party {rank}", *parts))
+        work = report["secure"].get("dealer", {}).get("phases", {}).get(phase)
+        if work:
+            rows.append((f"{phase}, dealer", in_seconds(work["seconds"]), "-", "-", "-"))
+    return rows
+
+
+def outlook_rows(report: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The head and the rows of what a token would take at other lengths and on other networks."""
+    rows = report.get("outlook") or []
+    networks = list((rows[0]["seconds"] or {}) if rows else {})
+    head = ["tokens before", "cache", "rounds", "sent, by party", "dealt", *networks]
+    return head, [
+        (
+            f"{row['context']:,}",
+            row["cache"],
+            f"{row['rounds']:,}",
+            by_party(row["sent_bytes"]),
+            in_bytes(max(row["dealt_bytes"])),
+            *(in_seconds((row["seconds"] or {}).get(network)) for network in networks),
+        )
+        for row in rows
+    ]
 
 
 def agreement(report: dict[str, Any]) -> list[str]:

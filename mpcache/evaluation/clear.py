@@ -16,21 +16,21 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import DIGIT, Correlation, Exponents, Pieces
-from mpcache.protocols.dealer import (
+from mpcache.protocols.correlation import Correlation, Pieces
+from mpcache.protocols.dealer import DealerSuite, Messages, Specs
+from mpcache.protocols.dealer_tables import (
     EXP_FACTOR,
     EXP_FRAC,
     EXP_PAYLOAD,
+    EXP_TOP_FRAC,
     EXP_WINDOW,
-    ROOM,
-    DealerSuite,
-    Messages,
-    Specs,
 )
+from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
 EXACT = 53  # bits of whole numbers that float64 holds
+ROOM = 1 << 62  # what a truncation reads of 64 bits
 
 
 class Dice:
@@ -105,19 +105,23 @@ class ClearDealer(DealerSuite):
     # --- one who is both parties ---------------------------------------------------------------
 
     def draw(self, correlation: Correlation) -> Pieces:
-        whole = {
-            piece.name: piece.draw(self.dice) for piece in correlation.pieces if not piece.dealt
-        }
+        whole = {}
+        for piece in correlation.pieces:
+            if not piece.dealt:
+                bits = piece.bits
+                drawn = (
+                    self.dice.bits(piece.shape, bits) if bits < 64 else self.dice.ring(piece.shape)
+                )
+                whole[piece.name] = piece.held(drawn)
         wanted = correlation.complete(whole)
         for piece in correlation.pieces:
             if piece.dealt:
                 value = wanted[piece.name].to(torch.int64)
                 low = value & ((1 << piece.bits) - 1) if piece.bits < 64 else value
-                whole[piece.name] = low.to(piece.dtype) if piece.narrow else low
+                whole[piece.name] = piece.held(low)
         return whole
 
     def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
-        messages()
         return [torch.zeros(spec.shape, dtype=spec.dtype) for spec in sent[1]]
 
     def pass_on(
@@ -144,22 +148,40 @@ class ClearDealer(DealerSuite):
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
         return x.share
 
-    def keep(self, x: Secret) -> Secret:
-        return x
+    def keeping(self, x: Secret) -> Play:
+        return _done(x)
 
     # --- products: exact -----------------------------------------------------------------------
 
-    def multiply(self, x: Secret, y: Secret) -> Secret:
-        return Secret(x.share * y.share, x.frac + y.frac)
+    def multiplying(self, x: Secret, y: Secret) -> Play:
+        return _done(Secret(x.share * y.share, x.frac + y.frac))
 
-    def square(self, x: Secret) -> Secret:
-        return Secret(x.share * x.share, 2 * x.frac)
+    def squaring(self, x: Secret) -> Play:
+        return _done(Secret(x.share * x.share, 2 * x.frac))
 
-    def matmul(self, x: Secret, y: Secret, width: int = 64) -> Secret:
+    def multiplying_matrices(self, x: Secret, y: Secret, width: int = 64) -> Play:
         """All 64 bits, whatever `width`: those above it nobody reads."""
         exact = y.exact if isinstance(y, Matrix) else y.share.to(torch.float64)
         largest = y.largest if isinstance(y, Matrix) else _largest(exact)
-        return Secret(_product(x.share, exact, largest), x.frac + y.frac)
+        return _done(Secret(_product(x.share, exact, largest), x.frac + y.frac))
+
+    def combining(
+        self,
+        operands: Sequence[Secret],
+        monomials: Sequence[tuple[int, ...]],
+        factors: Sequence[tuple[int, int]] | None = None,
+    ) -> Play:
+        total: torch.Tensor | int = 0
+        frac = 0
+        for monomial, (factor, more) in zip(
+            monomials, factors or [(1, 0)] * len(monomials), strict=True
+        ):
+            product: torch.Tensor | int = factor
+            for i in monomial:
+                product = product * operands[i].share
+            total, frac = total + product, more + sum(operands[i].frac for i in monomial)
+        assert isinstance(total, torch.Tensor)
+        return _done(Secret(total, frac))
 
     # --- dropping bits: at random, as the shares have it ---------------------------------------
 
@@ -173,12 +195,11 @@ class ClearDealer(DealerSuite):
             return x.share
         return (x.share - self.dice.bits(x.shape, drop)) >> drop
 
-    def truncate(self, x: Secret, bits: int) -> Secret:
-        """x >> bits, or one more with the odds of what is cut off; beyond 2^62 the text's wrap."""
-        if _largest(x.share) >= ROOM:
-            self.lost += int((x.share.abs() >= ROOM).sum())
-            return super().truncate(x, bits)
-        return Secret((x.share + self.dice.bits(x.shape, bits)) >> bits, x.frac - bits)
+    def truncating(self, x: Secret, bits: int, width: int = 64) -> Play:
+        """x >> bits, or one more with the odds of what is cut off; beyond 2^62 it wraps."""
+        self.lost += int((x.share.abs() >= ROOM).sum()) if _largest(x.share) >= ROOM else 0
+        moved = (x.share + self.dice.bits(x.shape, bits)) >> bits
+        return _done(Secret(moved, x.frac - bits))
 
     # --- comparison ----------------------------------------------------------------------------
 
@@ -193,8 +214,8 @@ class ClearDealer(DealerSuite):
         self.lost += int((found != (value < 0)).sum())
         return found
 
-    def negative(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Secret:
-        return Secret(self._below(*self._read(x, magnitude, keep)), 0)
+    def comparing(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Play:
+        return _done(Secret(self._below(*self._read(x, magnitude, keep)), 0))
 
     def pairs_negative(
         self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
@@ -204,38 +225,48 @@ class ClearDealer(DealerSuite):
         between = value.index_select(-1, first) - value.index_select(-1, second)
         return Secret(self._below(between, bits), 0)
 
-    def positive(self, x: Secret, magnitude: int = 15) -> Secret:
-        drop = max(0, x.frac - self.setting.frac)
-        value, bits = self._read(x, magnitude, self.setting.frac)
-        low = value & ((1 << (bits - 1)) - 1)
-        return Secret(low * (1 - self._below(value, bits)), x.frac - drop)
+    def is_zero(self, x: Secret, bits: int, width: int = 64) -> Secret:
+        return Secret((x.share & ((1 << bits) - 1) == 0).to(torch.int64), 0)
 
-    def steps(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> tuple[Secret, Secret]:
+    def positive(self, x: Secret, magnitude: int = 15, width: int = 64) -> tuple[Secret, Secret]:
+        value, bits = self._read(x, magnitude, self.setting.frac)
+        below = self._below(value, bits)
+        frac = min(x.frac, self.setting.frac)
+        return Secret(value * (1 - below), frac), Secret(value * below, frac)
+
+    def stepping(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> Play:
         value = x.share.unsqueeze(-1)
         reached = 1 - (((value - thresholds) >> bits) & 1)
         self.lost += int((reached != (value >= thresholds)).sum())
-        return Secret(reached, 0), Secret(reached * value, x.frac)
+        return _done((Secret(reached, 0), Secret(reached * value, x.frac)))
 
     # --- tables --------------------------------------------------------------------------------
 
-    def exp(self, x: Secret) -> Secret:
+    def exponentiating(self, x: Secret) -> Play:
         """The text's two factors at a hidden place r: their rounding is all that is off."""
         window = EXP_FRAC + EXP_WINDOW
         moved = Secret(x.share + (15 << x.frac), x.frac)
-        value = self._dropped(moved, max(0, x.frac - EXP_FRAC)) & ((1 << (window + DIGIT)) - 1)
+        value = self._dropped(moved, max(0, x.frac - EXP_FRAC))
         r = self.dice.bits(x.shape, window)
         low = (value + r) & ((1 << window) - 1)
         wrapped = (low < r).to(torch.int64)
         payload, factor = _exponents(window)
         found = payload[(wrapped << window) + r] * factor[low]
-        return Secret(torch.where(value >> window == 0, found, 0), EXP_PAYLOAD + EXP_FACTOR)
+        frac = EXP_PAYLOAD + EXP_FACTOR
+        top = round(math.e * 2**EXP_TOP_FRAC) << (frac - EXP_TOP_FRAC)
+        outside = torch.where(value < 0, 0, top)
+        return _done(Secret(torch.where(value >> window == 0, found, outside), frac))
 
-    def lookup(
+    def clamp(self, x: Secret, keep: int, bits: int, width: int = 0, far: int = 0) -> Secret:
+        return Secret(self._dropped(x, x.frac - keep).clamp(0, (1 << bits) - 1), 0)
+
+    def looking_up(
         self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
-    ) -> tuple[list[Secret], Secret]:
+    ) -> Play:
         index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
         found = [Secret(table[index], self.setting.frac) for table in tables]
-        return found, self.truncate(x, cut) if cut else x
+        moved = self.play(self.truncating(x, cut)) if cut else x
+        return _done((found, moved))
 
     def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
         index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
@@ -252,14 +283,19 @@ class ClearDealer(DealerSuite):
         return Secret(counts.movedim(-1, 0), 0)
 
 
+def _done(value: object) -> Play:
+    """A play that sends nothing."""
+    return value
+    yield []
+
+
 @functools.cache
 def _exponents(window: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The dealt factor for each r, then for each r where y wrapped; the public one for each y."""
-    places = torch.arange(1 << window)
-    dealt = Exponents((1,), window, EXP_FRAC, EXP_PAYLOAD)
-    payload = torch.cat([dealt.payload(places, borrow, [True, True])[0] for borrow in (0, 1)])
-    factor = torch.exp(places.to(torch.float64) / 2.0**EXP_FRAC - 15)
-    return payload, torch.round(factor * 2.0**EXP_FACTOR).to(torch.int64)
+    places = torch.arange(1 << window).to(torch.float64) / 2.0**EXP_FRAC
+    payload = [torch.exp(-places) * whole for whole in (1.0, math.exp(2.0**EXP_WINDOW))]
+    found = torch.round(torch.cat(payload) * 2.0**EXP_PAYLOAD).to(torch.int64)
+    return found, torch.round(torch.exp(places - 15) * 2.0**EXP_FACTOR).to(torch.int64)
 
 
 def _given(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:

@@ -27,11 +27,15 @@ from mpcache.protocols.softmax import attend, attention, scores_of
 
 # Sums over a group and a head of products of queries and keys: large, and coarsely told apart.
 SIMILARITY = {"magnitude": 21, "keep": 10}
-# Sums of a cluster's scores, and of a group's: all that scores in the narrow ring can differ by.
-SUMMED_SCORE = {"magnitude": 18, "keep": 7}
+MEAN_KEEP = 10  # fractional bits to which a cluster's mean score is told apart
 OBSERVED = 0.2  # the paper's share of the prompt's last queries that judge importance
 
 MANY = 1 << 30  # more clusters than there are: none doubles
+
+
+def _summed(tokens: int) -> dict[str, int]:
+    """How sums of so many scores are compared: all that scores in attention's ring can differ by."""
+    return {"magnitude": 18, "keep": MEAN_KEEP - min(tokens.bit_length() - 1, MEAN_KEEP)}
 
 
 def share_of(share: float, count: int) -> int:
@@ -324,8 +328,8 @@ class MPCacheCache(Cache):
         """
         if choice.picks == 0:
             return None
-        bits = SUMMED_SCORE if self.policy.summary == "mean" else SIMILARITY
         big, small = self.policy.clusters
+        bits = _summed(small) if self.policy.summary == "mean" else SIMILARITY
         per, middle = big // small, max(choice.coarse - 2, 0)
         head, tail = per - 1, per - 1 + middle * per
         heads = near.shape[0]

@@ -447,12 +447,17 @@ class DealerSuite(Tables):
         if self.rank == 0:
             hidden = hidden + (1 << (space - 2))
         (y,) = yield from self.opening("truncate", [hidden], words)
-        high = (logical_shift(y, bits) if space == 64 else y >> bits) - (1 << (space - 2 - bits))
+        high = logical_shift(y, bits) if space == 64 else y >> bits
+        high = high - (1 << (space - 2 - bits))
         if whole:
             return Kept(high, -pieces["high"], frac, self.rank, width)
         clear = 1 - (logical_shift(y, space - 1) if space == 64 else y >> (space - 1))
         z = pieces["top"] * (clear << (space - bits)) - pieces["high"]
         return Secret(z + high if self.rank == 0 else z, frac, width)
+
+    def widened(self, x: Secret) -> Secret:
+        """x modulo 2^64, for |x| < 2^(width - 2) ring units: a truncation by no bits."""
+        return x if x.width == 64 else self.play(self.truncating(x, 0))
 
     def _locally_cut(self, x: Secret, bits: int) -> Secret:
         """Each party shifts its own share (Mohassel and Zhang 2017): wrong by 2^(64 - bits) units

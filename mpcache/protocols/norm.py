@@ -119,6 +119,7 @@ class Norm(Operation):
         """
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
+        x = suite.widened(x)  # squares need all bits
         if centered:
             x = x - machine.settle(scale(machine, x.sum(-1, keepdim=True), 1 / size))
         kept = suite.keep(x)

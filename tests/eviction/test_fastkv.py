@@ -105,7 +105,7 @@ def test_the_last_token_goes_on_alone() -> None:
     model = load_weights(machine, spec, weights(spec))
     cache = policy.start(spec, 13, 2)
     got = forward(machine, model, machine.tokens(PROMPT, 13, spec.vocab), 0, 13, cache)
-    assert isinstance(cache, FastKVCache) and cache.going is not None and cache.going.rows is None
+    assert isinstance(cache, FastKVCache) and cache.going is not None and cache.going.placed is None
     assert [cache.keys[layer].shape[1] for layer in (0, 1)] == [1, 1]
     walker = Walker(spec, weights(spec), PROMPT)
     walker.layer(0)

@@ -34,7 +34,7 @@ MANY = 1 << 30  # more clusters than there are: none doubles
 
 
 def _summed(tokens: int) -> dict[str, int]:
-    """How sums of so many scores are compared: all that scores in attention's ring can differ by."""
+    """How sums of so many scores are compared: on all bits that attention's ring holds."""
     return {"magnitude": 18, "keep": MEAN_KEEP - min(tokens.bit_length() - 1, MEAN_KEEP)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocols.harness import WORLDS, grid, perform, plain
 
@@ -54,6 +54,7 @@ def test_parts_by_hand() -> None:
 preferences = st.tuples(*[st.integers(1, 9)] * 4)
 
 
+@settings(max_examples=30)
 @given(
     preferences=preferences,
     budget=st.integers(2, 40),
@@ -68,7 +69,10 @@ def test_equals_brute_force(
     prompt: int,
 ) -> None:  # fmt: skip
     policy = policy_at("cake", min(budget, prompt), prompt)
-    policy = dataclasses.replace(policy, preferences=preferences, gamma=gamma)
+    assert isinstance(policy, Cake)
+    # with few tokens before the window sums over 5 neighbours are the same sums
+    pooled = 5 if prompt - policy.observed > 4 else 1
+    policy = dataclasses.replace(policy, preferences=preferences, gamma=gamma, pooled=pooled)
     activations = random_activations(seed, [0, 1, 3], heads, group, prompt, 2, 4)
     results = walk(policy, activations)(PlainMachine(Setting()), *activations.tensors)
     expected = walk_naive(LAYERED, policy, activations)

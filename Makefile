@@ -57,15 +57,20 @@ runs: setup
 	$(BIN)/mpcache launch --config crypten-baseline --report runs/bench-crypten-baseline
 	$(BIN)/mpcache report runs/bench-mpcache runs/bench-full-cache runs/bench-crypten-baseline
 
-# SPU in an environment of its own, beside the lines of `make bench`.
+# SPU in an environment of its own, and both suites on the same operators and layer, one after the
+# other. ONLY limits the operators, for example: make bench-peers ONLY=relu TABLE=
 PEERS := .venv-peers
+ONLY  ?=
+TABLE ?= --write benchmarks/peers/README.md
 bench-peers: setup
 	test -x $(PEERS)/bin/python || python3.11 -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet spu==0.9.5 'jax[cpu]'
-	mkdir -p runs/peers/ours
-	$(PEERS)/bin/python benchmarks/peers/spu_peer.py > runs/peers/spu.jsonl
-	OMP_NUM_THREADS=1 $(BIN)/mpcache bench ops --protocols crypten --repeat 2 --out runs/peers/ours/crypten-ops.jsonl
-	$(BIN)/python benchmarks/peers/table.py --write benchmarks/peers/README.md
+	$(PEERS)/bin/python -c 'import spu, jax' 2>/dev/null \
+		|| $(PEERS)/bin/python -m pip install --quiet spu==0.9.5 'jax[cpu]'
+	rm -rf runs/peers && mkdir -p runs/peers/ours
+	$(PEERS)/bin/python benchmarks/peers/spu_peer.py --only '$(ONLY)' > runs/peers/spu.jsonl
+	$(BENCH) ops --only '$(ONLY)' --protocols dealer,crypten --repeat 3 --out runs/peers/ours/ops.jsonl
+	test -n '$(ONLY)' || $(BENCH) decode --protocols dealer,crypten --repeat 3 --out runs/peers/ours/decode.jsonl
+	$(BIN)/python benchmarks/peers/table.py $(TABLE)
 
 format: setup
 	$(BIN)/ruff check --fix .

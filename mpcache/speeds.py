@@ -25,8 +25,7 @@ class Grid:
     Args:
         rows, inputs, outputs: shapes that were measured, ascending.
         rates: [rows, inputs, outputs] seconds a multiply-add.
-        call: seconds of a product with next to nothing to do.
-        each: seconds more for every further product of a batch.
+        call: seconds of a product with next to nothing to do, alone or in a batch.
     """
 
     rows: tuple[int, ...]
@@ -34,7 +33,6 @@ class Grid:
     outputs: tuple[int, ...]
     rates: tuple[tuple[tuple[float, ...], ...], ...]
     call: float
-    each: float
 
     def __post_init__(self) -> None:
         for name in ("rows", "inputs", "outputs"):
@@ -56,7 +54,7 @@ class Grid:
             low, share = _place(points, value)
             rates = rates[low] * (1 - share) + rates[min(low + 1, len(points) - 1)] * share
         rate = math.exp(float(rates))
-        return self.call + (product.batch - 1) * self.each + product.multiply_adds * rate
+        return self.call + product.multiply_adds * rate
 
 
 def _place(points: Sequence[int], value: int) -> tuple[int, float]:
@@ -107,7 +105,8 @@ def columns(work: Work, seconds: Callable[[Product], float]) -> dict[str, float]
         if call.size:
             add(f"{call.name} bytes", times * call.size)
     for product, times in work.products.items():
-        add(f"{product.kind} products", times * seconds(product))
+        turned = " turned" if product.by_outputs else ""
+        add(f"{product.kind}{turned} products", times * seconds(product))
     return found
 
 

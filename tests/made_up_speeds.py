@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpcache.speeds import Error, Grid, Kernels, Speeds, Wire
 
-GRID = Grid((1, 64), (64, 1024), (64, 1024), (((1e-9,) * 2,) * 2,) * 2, 2e-5, 1e-6)
+GRID = Grid((1, 64), (64, 1024), (64, 1024), (((1e-9,) * 2,) * 2,) * 2, 2e-5)
 WIRE = Wire(1e-4, 1e-9, 8e-5, 5e-10)
 PARTY = {"Triple uses": 2e-4, "Triple bytes": 1e-9, "scope uses": 5e-5, "owned products": 1.25}
 SPEEDS = Speeds(

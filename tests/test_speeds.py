@@ -22,7 +22,7 @@ WORK = Work(
 
 
 def test_a_grid_says_what_was_measured_and_lies_between() -> None:
-    grid = Grid((1, 4), (8, 32), (8,), (((4e-9,), (1e-9,)), ((2e-9,), (2e-9,))), 1e-5, 2e-6)
+    grid = Grid((1, 4), (8, 32), (8,), (((4e-9,), (1e-9,)), ((2e-9,), (2e-9,))), 1e-5)
 
     def rate(rows: int, inputs: int, outputs: int = 8) -> float:
         product = Product("shared", 1, rows, inputs, outputs, False)
@@ -35,13 +35,13 @@ def test_a_grid_says_what_was_measured_and_lies_between() -> None:
     assert rate(1, 1) == pytest.approx(rate(1, 8))  # ends go on level
     assert rate(100, 999, 7777) == pytest.approx(rate(4, 32))
     batch = Product("shared", 6, 1, 8, 8, False)
-    assert grid.seconds(batch) == pytest.approx(1e-5 + 5 * 2e-6 + 6 * 64 * 4e-9)
+    assert grid.seconds(batch) == pytest.approx(1e-5 + 6 * 64 * 4e-9)
 
 
 def test_a_grid_of_another_shape_is_refused() -> None:
     for rates in ((((1.0,),),), (((0.0,), (1.0,)),)):
         with pytest.raises(ValueError, match="expected rates"):
-            Grid((1,), (8, 16), (8,), rates, 0.0, 0.0)
+            Grid((1,), (8, 16), (8,), rates, 0.0)
 
 
 def test_each_product_has_its_kernel() -> None:

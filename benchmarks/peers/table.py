@@ -1,6 +1,6 @@
 """One table of mpcache (both suites) and its peers, from the lines that each of them measured.
 
-python benchmarks/peers/table.py --ours runs/bench --peers runs/peers/spu.jsonl [--write FILE]
+python benchmarks/peers/table.py --ours runs/peers/ours --peers runs/peers/spu.jsonl [--write FILE]
 """
 
 from __future__ import annotations
@@ -25,20 +25,29 @@ Row = dict[str, Any]
 
 
 def ours(folders: list[Path]) -> list[Row]:
-    """Rows of `mpcache bench` on a network that is not emulated."""
+    """Rows of `mpcache bench` in the usual setting, on a network that is not emulated."""
     found = []
     for path in [path for folder in folders for path in sorted(folder.glob("*.jsonl"))]:
         for row in read_lines(path):
             layer = row["kind"] == "decode" and row["context"] == 1024 and row["layers"] == 1
-            if row["emulated"] or not (layer or row["kind"] == "ops"):
+            usual = row["parties"] == 2 and not (row["profile"] or row["emulated"])
+            if not usual or not (layer or row["kind"] == "ops"):
                 continue
-            cache = "full" if row.get("cache") == "full" else f"mpcache {row.get('dynamic_keep')}"
+            cache = "full" if row.get("cache") == "full" else f"{row.get('cache')} 20%"
             system = f"mpcache {row['version']}, {row['protocol']}"
             if row["protocol"] == "crypten":
                 system += f" ({metadata.version('crypten')})"
             what = f"{LAYER}, {cache}" if layer else row["operator"]
-            found.append({**row, "what": what, "system": system, "count": row["rounds"]})
+            row |= {"what": what, "system": system, "count": row["rounds"]}
+            found += [row, _plain(row)]
     return list({(row["what"], row["system"]): row for row in found}.values())
+
+
+def _plain(row: Row) -> Row:
+    """The same in plaintext, as it was timed beside a row."""
+    system = f"plaintext, torch {row['machine']['torch']}"
+    nothing = {"sent_bytes": [], "count": None}
+    return {**row, "system": system, "seconds": row["plaintext_seconds"], **nothing}
 
 
 def theirs(path: Path) -> list[Row]:
@@ -87,8 +96,7 @@ def markdown(rows: list[Row], peers: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    folders = [Path("runs/bench"), Path("runs/peers/ours")]
-    parser.add_argument("--ours", type=Path, nargs="+", default=folders)
+    parser.add_argument("--ours", type=Path, nargs="+", default=[Path("runs/peers/ours")])
     parser.add_argument("--peers", type=Path, default=Path("runs/peers/spu.jsonl"))
     parser.add_argument("--write", type=Path, help="a file with the markers of `bench peers`")
     options = parser.parse_args()

@@ -32,7 +32,8 @@ LEAST = 3e-11  # seconds a multiply-add: where the call is all that can be measu
 COLD = 96_000_000  # bytes of right sides in turn, so that none is in a cache
 MOST_COPIES = 64
 REPEATS = 5
-TINY, BATCH = 8, 32  # a product with next to nothing to do, and how many of them
+TINY = 8  # rows, inputs and outputs of a product with next to nothing to do
+BATCH, ENOUGH = 32, 500_000  # products at once at most, and operands from which one is enough
 SIZES = (8, 4_096, 65_536, 1_048_576, 4_194_304)  # bytes of a frame
 EXCHANGES = 300
 
@@ -74,20 +75,20 @@ def measure_grid(
         return [_ring(turned, dtype).transpose(-1, -2) for _ in range(copies)]
 
     torch.set_num_threads(1)
-    call = _seconds(product, (TINY,), right((TINY, TINY), 1))
-    many = _seconds(product, (BATCH, TINY), right((BATCH, TINY, TINY), 1))
+    call = _seconds(product, (TINY,), right((TINY, TINY), 1), 5 * REPEATS)
     found: dict[tuple[int, int, int], float] = {}
     for k, n in itertools.product(inputs, outputs):
-        copies = max(1, min(MOST_COPIES, COLD // (dtype.itemsize * k * n)))
-        operands, rate = right((k, n), copies), None
+        batch = max(1, min(BATCH, ENOUGH // (k * n)))  # small ones come by the dozen, as heads do
+        copies = max(1, min(MOST_COPIES, COLD // (dtype.itemsize * batch * k * n)))
+        operands, rate = right((batch, k, n), copies), None
         for row in rows:
-            adds = row * k * n
+            adds = batch * row * k * n
             if rate is None or adds <= MOST:
-                rate = max((_seconds(product, (row,), operands) - call) / adds, LEAST)
+                spent = _seconds(product, (batch, row), operands)
+                rate = max((spent - call) / adds, LEAST)
             found[row, k, n] = rate
     rates = tuple(tuple(tuple(found[r, k, n] for n in outputs) for k in inputs) for r in rows)
-    each = max(0.0, many - call) / (BATCH - 1)
-    return Grid(tuple(rows), tuple(inputs), tuple(outputs), rates, call, each)
+    return Grid(tuple(rows), tuple(inputs), tuple(outputs), rates, call)
 
 
 def _ring(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -95,12 +96,17 @@ def _ring(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> torch.Ten
     return torch.randint(-most, most, shape, dtype=dtype)
 
 
-def _seconds(product: Product, left: tuple[int, ...], right: Sequence[torch.Tensor]) -> float:
+def _seconds(
+    product: Product,
+    left: tuple[int, ...],
+    right: Sequence[torch.Tensor],
+    repeats: int = REPEATS,
+) -> float:
     """The median of products with one right side after the other."""
     x = _ring((*left, right[0].shape[-2]))
     product(x, right[0])
     times = []
-    for turn in range(REPEATS):
+    for turn in range(repeats):
         began = time.process_time()
         product(x, right[(turn + 1) % len(right)])
         times.append(time.process_time() - began)

@@ -33,6 +33,7 @@ from mpcache.speeds import Load
 Row = dict[str, Any]
 KINDS = ("decode", "prefill", "ops")
 MAX_CONTEXT = 1 << 17
+NEEDED = ("seconds", "parts", "parties", "machine")  # without which a line is of another version
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,11 @@ def read_lines(path: Path) -> list[Row]:
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if row["kind"] in KINDS]
+        rows = [row for row in rows if row["kind"] in KINDS]
+        for row in rows:
+            for name in NEEDED:
+                row[name]
+        return rows
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist; run `mpcache bench` first") from None
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mpcache.benchmarking import scaling
 from mpcache.report import tables
+from mpcache.report.page_time import BUSY
 
 Row = dict[str, Any]
 SETTING = ("protocol", "parties", "profile", "network", "device")
@@ -97,7 +98,19 @@ def caption(rows: Sequence[Row]) -> str:
     return (
         f"{what}{common}sent: by the party that sends most; two processes on a plain socket pair,"
         f"{dealt} medians of {' or '.join(map(str, counts))} steps; measured on"
-        f" {tables.machine(rows[0])}."
+        f" {tables.machine(rows[0])}.{crowded(rows)}"
+    )
+
+
+def crowded(rows: Sequence[Row]) -> str:
+    """Says so if other processes had the processor while the parties would have computed."""
+    parts = [part for row in rows for part in row["parts"]]
+    computing, busy = (sum(part[name] for part in parts) for name in ("compute", "busy"))
+    if computing < BUSY * busy:
+        return ""
+    return (
+        " The processor was shared with other work: it worked for the parties"
+        f" {busy / computing:.0%} of the time that they were computing. Seconds are too long."
     )
 
 

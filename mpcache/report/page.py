@@ -21,7 +21,7 @@ def render_page(reports: Sequence[dict[str, Any]], pieces: Sequence[Markup] = ()
     """The page for reports whose checks passed, in the given order.
 
     Args:
-        pieces: sections of what `mpcache bench` measured, shown after the comparison of the runs.
+        pieces: sections of what `mpcache bench` measured, shown after the runs.
     """
     several = len(reports) > 1
     title = "mpcache: " + (f"run {reports[0]['id']}" if len(reports) == 1 else "measured")
@@ -31,8 +31,8 @@ def render_page(reports: Sequence[dict[str, Any]], pieces: Sequence[Markup] = ()
         *(tag("p", lead(report), class_="lead") for report in reports[:1] if not several),
         _banners(reports),
         _comparison(reports) if several else None,
-        *pieces,
         *(_run(report, reports) for report in reports),
+        *pieces,
         words_section(),
     ]
     page = tag(

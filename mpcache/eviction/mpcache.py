@@ -195,7 +195,7 @@ class MPCacheCache(Cache):
         Args:
             importance: [tokens], from 0 to `judges`. keys, values: [kv_heads, tokens, head_dim].
         """
-        policy, bits = self.policy, max(15, judges.bit_length())
+        policy, bits = self.policy, judges.bit_length()
         kept = top(
             machine,
             importance,

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from mpcache.kernels import bittree, packing
+from mpcache.kernels import packing, questions
 from mpcache.kernels.bits import bit_product, packed_bytes
 from mpcache.kernels.prg import Stream
 from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
@@ -143,34 +144,34 @@ def attention(options: argparse.Namespace) -> list[Row]:
 
 
 def digit_tables(options: argparse.Namespace) -> list[Row]:
-    """The first step of a comparison on 24 bits, six digits in two nodes, and dense packing.
+    """Six questions of 4 bits each, the first step of a comparison on 24 bits; dense packing.
 
     `g_per_second` are 10^9 elements a second; torch takes a pass for each shift, AND and XOR.
     """
-    found, widths, sizes = [], [4] * 6, [3, 3]
+    found, count_of, width = [], 6, 4
+    asked = np.array([(width * d, width, -1, 2, d > 0) for d in range(count_of)], dtype=np.int64)
     for count in (500, 20_000):
         stream = Stream(bytes(16))
-        y = stream.bits(count, 24, torch.int32)
-        tables = [stream.bits(count, 16, torch.int16) for _ in widths]
-        masks = [stream.bits(count, bits, torch.uint8) for bits in (5, 6)]
+        y = stream.bits(count, 24, torch.int32).to(torch.int64)
+        tables = [stream.bits(count, 16, torch.int16) for _ in range(count_of)]
 
-        def passes(y: Any = y, tables: Any = tables, masks: Any = masks) -> list[torch.Tensor]:
-            less = torch.stack([table.to(torch.int64) for table in tables])
-            digits = torch.stack([y.to(torch.int64) >> (4 * d) & 15 for d in range(len(widths))])
-            both = less >> digits & 1 | ((less ^ less << 1 ^ 1) >> digits & 1) << 1
-            low = both[0] & 1 | both[1] << 1 | both[2] << 3
-            high = both[3] | both[4] << 2 | both[5] << 4
-            return [
-                (word ^ mask).to(torch.uint8) for word, mask in ((low, masks[0]), (high, masks[1]))
-            ]
+        def passes(y: Any = y, tables: Any = tables) -> torch.Tensor:
+            rows = []
+            for d, table in enumerate(tables):
+                word = table.to(torch.int64)
+                word = word ^ word << 1 ^ 1 if d else word
+                rows.append((word >> (y >> (width * d) & 15) & 1).to(torch.uint8))
+            return torch.stack(rows)
 
-        def fused(y: Any = y, tables: Any = tables, masks: Any = masks) -> torch.Tensor:
-            return bittree.first_inputs(y, tables, widths, 0, sizes, masks)[1]
+        def fused(y: Any = y, tables: Any = tables) -> torch.Tensor:
+            bits = torch.empty((count_of, len(y)), dtype=torch.uint8)
+            questions.answers(y, asked, tables, 0, bits)
+            return bits
 
-        assert torch.equal(torch.stack(passes()), fused())
+        assert torch.equal(passes(), fused())
         ways: Ways = {
             "torch": passes,
-            "first_inputs": fused,
+            "answers": fused,
             "pack_bits": lambda y=y: packing.pack_bits(y, 24),
         }
         seconds = medians(ways, 10 * options.repeats, options.clock)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from mpcache.kernels import bittree, bittree_dealer, dcf, lookup, packing, prg
+from mpcache.kernels import dcf, packing, questions
 from mpcache.kernels.bits import bit_product
 from mpcache.kernels.ring import prepare, ring_product
 from mpcache.kernels.tally import tally
@@ -44,31 +45,21 @@ def warm() -> None:
 
 
 def _warm_tables() -> None:
-    """A comparison of 5 with itself on 15 bits, by one who holds the tables whole."""
-    words, mask = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.uint8)
+    """Packing, and a question, a node and its output by one who holds the tables whole."""
     for dtype in _WIRE:
-        y, widths = torch.full((1,), 5, dtype=dtype), [5] if dtype == torch.uint8 else [5, 5, 5]
-        below = bittree_dealer.below_words(y, widths, [words] * len(widths))
-        sizes = [1] if len(widths) == 1 else [2, 1]
-        passed, sent = bittree.first_inputs(y, below, widths, 0, sizes, [mask])
-        assert int(bittree.near_inputs(y, below[0], 0, 5, (0,), 0)) == 1
-        packed = packing.pack_bits(y, 3)
-        assert int(packing.unpack_bits(packed, 3, 1, dtype)) == 5
+        y = torch.full((1,), 5, dtype=dtype)
+        assert int(packing.unpack_bits(packing.pack_bits(y, 3), 3, 1, dtype)) == 5
         assert int(packing.unpack_words(packing.pack_words(y, 2), 2)) == 5
-        none, r = torch.zeros((2, 1, 1), dtype=dtype), torch.zeros(1, dtype=torch.int64)
-        turned = lookup.turned_tables(torch.tensor([[4, 6]]), r, none)
-        assert int(lookup.table_words(turned, y)) == 6
-        assert lookup.unit_rows(r, none[:, 0].t()).tolist() == [[1, 0]]
-        table = torch.zeros((2, 1, 1), dtype=dtype)
-        for shown in (torch.tensor([[[5]], [[3]]]), torch.tensor([[[5]], [[3]], [[3]]])):
-            dealt = bittree_dealer.last_table(shown, [0, 1], mask, table)
-            assert int(bittree.last_words(dealt, mask, mask)) == 5
-            assert int(bittree.last_words(dealt, mask, mask, (y, 0, 1))) == -4
-    for size, lowest in ((2, True), (2, False), (3, True), (3, False)):
-        own = [torch.zeros(1, dtype=prg.storage(1 << bittree.inputs_of(size, lowest)))]
-        bittree_dealer.node_words(mask, size, lowest, own * (2 - lowest))
-    less = bittree_dealer.node_words(mask, 2, True, [mask])
-    passed, _ = bittree.next_inputs(sent, sent ^ sent, passed, sizes, less, [], [2], [mask])
+    place = torch.tensor([1])
+    asked = np.array([(0, 3, -1, 1, 0), (0, 3, 3, 1, 1)], dtype=np.int64)
+    words = [torch.tensor([2], dtype=torch.uint8)] * 2
+    bits, none = torch.zeros((3, 1), dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    questions.answers(place, asked, words, 0, bits)
+    assert int(bits[0]) == 1
+    one = np.array([1], dtype=np.int64)
+    opened = questions.joined(bits, np.array([0], dtype=np.int64), one, [none])
+    questions.outputs(opened, one - 1, one, words[:1], bits[2:])
+    assert int(bits[2]) == 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers, nodes and outputs in one pass equal those element by element, whatever lay there before."""
+"""Answers, nodes and outputs in one pass equal those element by element."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -76,12 +75,10 @@ def test_two_layers_are_fewer_than_four() -> None:
 
 
 @pytest.mark.parametrize("cache", ["mpcache", "full"])
-def test_a_long_prompt_on_a_large_model_takes_seconds(cache: str) -> None:
+def test_a_long_prompt_on_a_large_model_is_counted(cache: str) -> None:
     config = load(None, {"model": "llama-3-8b", "cache": {"policy": cache}})
-    began = time.perf_counter()
     found = predict_cost(config, 32_768)
-    assert time.perf_counter() - began < 10
-    assert found["decode"]["rounds"] % 15 == 0
+    assert found["decode"]["rounds"] > 15 * 32 * 40, "15 steps of 32 layers"
     assert "8192 tokens" in found["notice"]
 
 

@@ -145,7 +145,6 @@ def test_streams_of_any_length_come_back_to_the_last_byte(tmp_path: Path, extra:
         ({"max_new_tokens": 2}, 13, "and this run has 13 prompt tokens and 2 new tokens"),
         ({"max_new_tokens": 4}, None, "was dealt for 3 new tokens, and this run has 4 new tokens"),
         ({"cache": FULL}, 13, "was dealt for another run: it has cache {'policy': 'mpcache'"),
-        ({"ring": {"frac": 14}}, 13, "it has ring {'frac': 16}, this run has {'frac': 14}"),
     ],
 )
 def test_another_run_is_refused_before_anything_is_used(

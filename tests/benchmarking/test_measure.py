@@ -173,7 +173,8 @@ def test_a_whole_model_has_more_than_its_layers(kind: Any) -> None:
 
 def test_every_policy_has_a_decode_step() -> None:
     for name in policy_names():
-        job = DecodeJob("dealer", 1, LOCAL, TINY, policy_at(name, 8, 32), 32)
+        policy = policy_at(name, 8, 32).fitted(TINY)
+        job = DecodeJob("dealer", 1, LOCAL, TINY, policy, 32)
         if job.policy.oblivious:
             assert predicted(job).ranks[0].total("step0").rounds > 0, name
 

@@ -18,7 +18,7 @@ from .processes import Running, alive, told_to, wait_for
 
 FIELDS = {
     "": "version id config machine parties protocol network model prompt_tokens new_tokens text"
-    " token_ids cache plaintext agreement secure predicted checks openings warnings",
+    " token_ids cache plaintext agreement secure predicted checks openings warnings outlook",
     "network": "emulated rtt_ms mbps",
     "model": "name family weights origin layers hidden heads kv_heads parameters",
     "cache": "policy static_kept clusters dynamic_kept",

@@ -17,9 +17,10 @@ from mpcache.protocols.activation import gelu, relu, silu
 from mpcache.protocols.arithmetic import linear, matmul, multiply
 from mpcache.protocols.comparison import at_least, extrema, maximum, negative
 from mpcache.protocols.functions import clipped, decay, inverse, inverse_sqrt, reciprocal, stairs
+from mpcache.protocols.greatest import argmax
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import PlainMachine
-from mpcache.protocols.selection import argmax, best, rank, top_k
+from mpcache.protocols.selection import best, rank, top_k
 from mpcache.protocols.softmax import softmax
 
 from .harness import UNIT, grid

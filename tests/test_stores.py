@@ -232,7 +232,7 @@ def test_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     size = predict(settings(tmp_path / "s"), LLAMA, 13).ranks[1].total().dealt_bytes
     assert f"session 2/2: {in_bytes(size)} in " in shown
     assert "dealt 2 sessions in " in shown
-    assert "32 B for party 0, 5.279 MB for party 1" in shown
+    assert f"32 B for party 0, {in_bytes(2 * size)} for party 1" in shown
     for rank, number in itertools.product((0, 1), repeat=2):
         seed = (tmp_path / f"s/party-{rank}/session-{number}.seed").read_bytes()
         assert seed.hex() not in shown and repr(seed) not in shown

@@ -45,7 +45,8 @@ class Rank(Operation):
     def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        first, second = pairs_of(size)
+        nothing = torch.empty(0, dtype=torch.int64)
+        first, second = (nothing, nothing) if x.is_hollow else pairs_of(size)
         losses = suite.pairs_negative(x, **bits)
         ranks = losses.pour(first, size) - losses.pour(second, size)
         return machine.shift(ranks, torch.arange(size, dtype=torch.float64))

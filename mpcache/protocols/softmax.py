@@ -70,7 +70,8 @@ def _hide(
     if visible is None:
         return x, None
     visible = visible.to(torch.int64)
-    return machine.shift(x.times(visible), HIDDEN * (1 - visible)), visible
+    hidden = max(HIDDEN, -(2.0 ** (x.width - x.frac - 2)))  # a quarter of what its ring holds
+    return machine.shift(x.times(visible), hidden * (1 - visible)), visible
 
 
 @dataclass(frozen=True)

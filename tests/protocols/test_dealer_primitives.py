@@ -325,6 +325,29 @@ def test_best_rows_in_order_of_rank(size: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["ceiling", "maximum"])
+def test_masked_attention_in_attentions_ring(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values as a decoder leaves them: cut and kept modulo 2^48. Scores below 0
+    must not lose against hidden places."""
+    monkeypatch.setattr(softmax, "CEILED", 1 << 20 if few else 0)
+    queries, keys, values = normal(2, 3, 9, 64), normal(2, 9, 64), normal(2, 9, 4)
+    keys = keys - 0.5 * queries.sum((1, 2)).unsqueeze(1)  # far from every query
+    mask = torch.ones(9, 9, dtype=torch.int64).tril()
+
+    def operation(machine: SecureMachine, *given: Any) -> Any:
+        q, k, v = (machine.suite.settle_kept(x) for x in given)
+        assert q.width == k.width == v.width == 48
+        return attention(machine, q, k, v, mask, 0)[0]
+
+    done = perform(operation, [queries, keys, values], [32, 32, 32])
+    done.check_cost()
+    scores = torch.einsum("hgqd,hkd->hgqk", queries, keys) / 8
+    assert float(scores.amax(-1).min()) < -1
+    exact = torch.softmax(scores.masked_fill(mask == 0, -1e9), -1)
+    wanted = torch.einsum("hgqk,hkd->hgqd", exact, values)
+    assert float((done.values[0] - wanted).abs().max()) < 3e-3
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["ceiling", "maximum"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
 def test_masked_attention(few: bool, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way the maximum is found; scores of one row from flat to far apart."""

@@ -329,7 +329,7 @@ def test_masked_attention_in_attentions_ring(few: bool, monkeypatch: pytest.Monk
     """Queries, keys and values as a decoder leaves them: cut and kept modulo 2^48. Scores below 0
     must not lose against hidden places."""
     monkeypatch.setattr(softmax, "CEILED", 1 << 20 if few else 0)
-    queries, keys, values = normal(2, 3, 9, 64), normal(2, 9, 64), normal(2, 9, 4)
+    queries, keys, values = normal(2, 3, 9, 64), normal(2, 9, 64), normal(2, 9, 64)
     keys = keys - 0.5 * queries.sum((1, 2)).unsqueeze(1)  # far from every query
     mask = torch.ones(9, 9, dtype=torch.int64).tril()
 

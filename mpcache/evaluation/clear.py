@@ -24,13 +24,14 @@ from mpcache.protocols.dealer_tables import (
     EXP_PAYLOAD,
     EXP_TOP_FRAC,
     EXP_WINDOW,
+    FAR,
+    _compared,
 )
 from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
 EXACT = 53  # bits of whole numbers that float64 holds
-ROOM = 1 << 62  # what a truncation reads of 64 bits
 
 
 class Dice:
@@ -63,7 +64,7 @@ class Matrix(Secret):
     def __init__(self, ring: torch.Tensor, frac: int) -> None:
         self.largest = _largest(ring)
         fits = (kind for kind in _NARROW if self.largest < torch.iinfo(kind).max)
-        self.ring, self.frac = ring.to(next(fits, torch.int64)), frac
+        self.ring, self.frac, self.width = ring.to(next(fits, torch.int64)), frac, 64
         self._exact: torch.Tensor | None = None
 
     @property
@@ -146,7 +147,7 @@ class ClearDealer(DealerSuite):
         return Matrix(_given(value, shape), frac)
 
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
-        return x.share
+        return whole(x)
 
     def keeping(self, x: Secret) -> Play:
         return _done(x)
@@ -154,16 +155,16 @@ class ClearDealer(DealerSuite):
     # --- products: exact -----------------------------------------------------------------------
 
     def multiplying(self, x: Secret, y: Secret) -> Play:
-        return _done(Secret(x.share * y.share, x.frac + y.frac))
+        return _done(Secret(x.share * y.share, x.frac + y.frac, min(x.width, y.width)))
 
     def squaring(self, x: Secret) -> Play:
-        return _done(Secret(x.share * x.share, 2 * x.frac))
+        return _done(Secret(x.share * x.share, 2 * x.frac, x.width))
 
     def multiplying_matrices(self, x: Secret, y: Secret, width: int = 64) -> Play:
-        """All 64 bits, whatever `width`: those above it nobody reads."""
-        exact = y.exact if isinstance(y, Matrix) else y.share.to(torch.float64)
+        exact = y.exact if isinstance(y, Matrix) else whole(y).to(torch.float64)
         largest = y.largest if isinstance(y, Matrix) else _largest(exact)
-        return _done(Secret(_product(x.share, exact, largest), x.frac + y.frac))
+        total = _product(whole(x), exact, largest)
+        return _done(Secret(total, x.frac + y.frac, min(width, x.width, y.width)))
 
     def combining(
         self,
@@ -171,82 +172,85 @@ class ClearDealer(DealerSuite):
         monomials: Sequence[tuple[int, ...]],
         factors: Sequence[tuple[int, int]] | None = None,
     ) -> Play:
-        total: torch.Tensor | int = 0
-        frac = 0
+        terms = []
         for monomial, (factor, more) in zip(
             monomials, factors or [(1, 0)] * len(monomials), strict=True
         ):
             product: torch.Tensor | int = factor
             for i in monomial:
                 product = product * operands[i].share
-            total, frac = total + product, more + sum(operands[i].frac for i in monomial)
-        assert isinstance(total, torch.Tensor)
-        return _done(Secret(total, frac))
+            terms.append(product)
+            frac = more + sum(operands[i].frac for i in monomial)
+        width = min(operand.width for operand in operands)
+        return _done(Secret(torch.as_tensor(sum(terms)), frac, width))
 
     # --- dropping bits: at random, as the shares have it ---------------------------------------
 
     def coarse(self, x: Secret, frac: int) -> Secret:
         drop = x.frac - frac
-        return Secret(self._dropped(x, drop), frac) if drop > 0 else x
+        return Secret(self._dropped(x, drop), frac, x.width - drop) if drop > 0 else x
 
     def _dropped(self, x: Secret, drop: int) -> torch.Tensor:
         """x >> drop, or one less: each share loses its low bits, and with them their carry."""
-        if not drop:
-            return x.share
-        return (x.share - self.dice.bits(x.shape, drop)) >> drop
+        value = whole(x)
+        return (value - self.dice.bits(x.shape, drop)) >> drop if drop else value
 
     def truncating(self, x: Secret, bits: int, width: int = 64) -> Play:
-        """x >> bits, or one more with the odds of what is cut off; beyond 2^62 it wraps."""
-        self.lost += int((x.share.abs() >= ROOM).sum()) if _largest(x.share) >= ROOM else 0
-        moved = (x.share + self.dice.bits(x.shape, bits)) >> bits
-        return _done(Secret(moved, x.frac - bits))
+        """x >> bits, or one more with the odds of what is cut off; beyond its ring it wraps."""
+        value, limit = whole(x), 1 << (x.width - 2)
+        if _largest(value) >= limit:
+            self.lost += int((value.abs() >= limit).sum())
+        return _done(Secret((value + self._cut_off(x, bits)) >> bits, x.frac - bits, width))
+
+    def _cut_off(self, x: Secret, bits: int) -> torch.Tensor | int:
+        return self.dice.bits(x.shape, bits) if bits else 0
 
     # --- comparison ----------------------------------------------------------------------------
 
-    def _read(self, x: Secret, magnitude: int, keep: int) -> tuple[torch.Tensor, int]:
-        """x without what is below 2^-keep, and on how many bits it is read."""
-        drop = max(0, x.frac - keep)
-        return self._dropped(x, drop), min(magnitude + x.frac - drop + 1, 64 - max(drop, 1))
-
-    def _below(self, value: torch.Tensor, bits: int) -> torch.Tensor:
-        """1 where the top one of the low `bits` bits is set."""
-        found = (value >> (bits - 1)) & 1
-        self.lost += int((found != (value < 0)).sum())
-        return found
+    def _read(self, x: Secret, drop: int, bits: int) -> torch.Tensor:
+        """x without its low bits, as what the low `bits` of the rest say; others are lost."""
+        value = self._dropped(x, drop)
+        read = _signed(value, bits)
+        self.lost += int((read != value).sum())
+        return read
 
     def comparing(self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64) -> Play:
-        return _done(Secret(self._below(*self._read(x, magnitude, keep)), 0))
+        value = self._read(x, *_compared(x, magnitude, keep))
+        return _done(Secret((value < 0).to(torch.int64), 0, width))
 
     def pairs_negative(
         self, x: Secret, magnitude: int = 15, keep: int = 16, width: int = 64
     ) -> Secret:
-        value, bits = self._read(x, magnitude, keep)
+        drop, bits = _compared(x, magnitude, keep)
+        value = self._dropped(x, drop)
         first, second = torch.triu_indices(x.shape[-1], x.shape[-1], 1)
         between = value.index_select(-1, first) - value.index_select(-1, second)
-        return Secret(self._below(between, bits), 0)
+        read = _signed(between, bits)
+        self.lost += int((read != between).sum())
+        return Secret((read < 0).to(torch.int64), 0, width)
 
     def is_zero(self, x: Secret, bits: int, width: int = 64) -> Secret:
-        return Secret((x.share & ((1 << bits) - 1) == 0).to(torch.int64), 0)
+        return Secret((x.share & ((1 << bits) - 1) == 0).to(torch.int64), 0, width)
 
     def positive(self, x: Secret, magnitude: int = 15, width: int = 64) -> tuple[Secret, Secret]:
-        value, bits = self._read(x, magnitude, self.setting.frac)
-        below = self._below(value, bits)
+        value = self._read(x, *_compared(x, magnitude, self.setting.frac))
         frac = min(x.frac, self.setting.frac)
-        return Secret(value * (1 - below), frac), Secret(value * below, frac)
+        upper = value.clamp(min=0)
+        return Secret(upper, frac, width), Secret(value - upper, frac, width)
 
     def stepping(self, x: Secret, thresholds: torch.Tensor, bits: int = 63) -> Play:
-        value = x.share.unsqueeze(-1)
+        value, bits = whole(x).unsqueeze(-1), min(bits, x.width - 1)
         reached = 1 - (((value - thresholds) >> bits) & 1)
         self.lost += int((reached != (value >= thresholds)).sum())
-        return _done((Secret(reached, 0), Secret(reached * value, x.frac)))
+        return _done((Secret(reached, 0), Secret(reached * value, x.frac, x.width)))
 
     # --- tables --------------------------------------------------------------------------------
 
     def exponentiating(self, x: Secret) -> Play:
         """The text's two factors at a hidden place r: their rounding is all that is off."""
-        window = EXP_FRAC + EXP_WINDOW
-        moved = Secret(x.share + (15 << x.frac), x.frac)
-        value = self._dropped(moved, max(0, x.frac - EXP_FRAC))
+        drop, window = max(0, x.frac - EXP_FRAC), EXP_FRAC + EXP_WINDOW
+        moved = Secret(x.share + (15 << x.frac), x.frac, x.width)
+        value = self._read(moved, drop, min(x.width - drop, window + FAR + 2))
         r = self.dice.bits(x.shape, window)
         low = (value + r) & ((1 << window) - 1)
         wrapped = (low < r).to(torch.int64)
@@ -257,30 +261,44 @@ class ClearDealer(DealerSuite):
         outside = torch.where(value < 0, 0, top)
         return _done(Secret(torch.where(value >> window == 0, found, outside), frac))
 
-    def clamp(self, x: Secret, keep: int, bits: int, width: int = 0, far: int = 0) -> Secret:
-        return Secret(self._dropped(x, x.frac - keep).clamp(0, (1 << bits) - 1), 0)
+    def clamp(self, x: Secret, keep: int, bits: int, width: int = 0, far: int = FAR) -> Secret:
+        drop = x.frac - keep
+        value = self._read(x, drop, min(x.width - drop, bits + far))
+        return Secret(value.clamp(0, (1 << bits) - 1), 0, width or bits)
 
     def looking_up(
         self, x: Secret, keep: int, bits: int, tables: torch.Tensor, cut: int = 0
     ) -> Play:
-        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+        index = self._index(x, keep, bits)
         found = [Secret(table[index], self.setting.frac) for table in tables]
         moved = self.play(self.truncating(x, cut)) if cut else x
         return _done((found, moved))
 
+    def _index(self, x: Secret, keep: int, bits: int) -> torch.Tensor:
+        return self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+
     def one_hot(self, x: Secret, keep: int, bits: int, width: int = 64) -> Secret:
-        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
-        cells = torch.arange(1 << bits).reshape(-1, *[1] * index.ndim)
-        return Secret((index == cells).to(torch.int64), 0)
+        cells = torch.arange(1 << bits).reshape(-1, *[1] * x.ndim)
+        return Secret((self._index(x, keep, bits) == cells).to(torch.int64), 0, width)
 
     def tally(
         self, x: Secret, keep: int, bits: int, visible: torch.Tensor | None, width: int = 64
     ) -> Secret:
-        index = self._dropped(x, x.frac - keep) & ((1 << bits) - 1)
+        index = self._index(x, keep, bits)
         ones = torch.ones((), dtype=torch.int64) if visible is None else visible.to(torch.int64)
         counts = torch.zeros(*x.shape[:-1], 1 << bits, dtype=torch.int64)
         counts.scatter_add_(-1, index, ones.expand(index.shape))
-        return Secret(counts.movedim(-1, 0), 0)
+        return Secret(counts.movedim(-1, 0), 0, width)
+
+
+def whole(x: Secret) -> torch.Tensor:
+    """The value in ring units: what is above its width is no part of it."""
+    return _signed(x.share, x.width)
+
+
+def _signed(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """What the low `bits` bits stand for in two's complement."""
+    return value if bits == 64 else value << (64 - bits) >> (64 - bits)
 
 
 def _done(value: object) -> Play:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from mpcache.protocols.arithmetic import matmul, multiply, scale
 from mpcache.protocols.comparison import at_least, maximum, pick
@@ -31,7 +32,7 @@ def cosines(machine: Machine, x: Value, y: Value) -> Value:
     count, width = x.shape[1:]
     both = machine.cat([x, y], 1)
     unit = norm(machine, both.reshape(-1, width), None, None, 1e-6, False)
-    unit = scale(machine, unit, width**-0.5).reshape(*both.shape)
+    unit = scale(machine, unit, 1 / math.sqrt(width)).reshape(*both.shape)
     return matmul(machine, unit[:, :count], unit[:, count:].transpose(1, 2))
 
 

@@ -10,6 +10,7 @@ import torch
 from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.comparison import negative, pick
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.exact import chebyshev, exact, fitted, numbers
 from mpcache.protocols.functions import clipped, decay, exponential, logistic, reciprocal
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
@@ -181,14 +182,15 @@ def _gelu_pieces() -> torch.Tensor:
     A piece holds for two cells, since a cell may come out one too low; the last one is 0.
     """
     size = 1 << GELU_BITS
-    centre = (torch.arange(size, dtype=torch.float64) + 1) / GELU_CELLS
-    nodes = torch.cos((2 * torch.arange(3, dtype=torch.float64) + 1) * torch.pi / 6) / GELU_CELLS
-    t = centre.unsqueeze(-1) + nodes
-    h = t * torch.special.erfc(t / math.sqrt(2)) / 2
-    powers = torch.stack([torch.ones_like(nodes), nodes, nodes**2], -1).expand(size, -1, -1)
-    pieces = torch.linalg.solve(powers, h).t().contiguous()
-    pieces[:, -1] = 0.0
-    return torch.cat([pieces, centre.unsqueeze(0)])
+    nodes, root = [node / GELU_CELLS for node in chebyshev(3)], exact.sqrt(2)
+    rows = []
+    for cell in range(size):
+        centre = exact.mpf(cell + 1) / GELU_CELLS
+        h = [(centre + s) * exact.erfc((centre + s) / root) / 2 for s in nodes]
+        rows.append(numbers([*fitted(nodes, h, 2), centre]))
+    pieces = torch.stack(rows, -1)
+    pieces[:-1, -1] = 0.0
+    return pieces
 
 
 relu = Relu()

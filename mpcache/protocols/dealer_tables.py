@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
@@ -32,6 +33,7 @@ from mpcache.protocols.digits import (
     signs,
     zeros,
 )
+from mpcache.protocols.exact import ExpTable
 from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Secret
@@ -237,8 +239,8 @@ class Tables(Suite):
         if made is None:
             return self._made(x.shape, frac)
         (value, above), y = made
-        public = (y & ((1 << low) - 1)).to(torch.float64) / 2.0**EXP_FRAC - 15
-        factor = torch.round(torch.exp(public) * 2.0**EXP_FACTOR).to(torch.int64)
+        public = _public_exp()(y & ((1 << low) - 1))
+        factor = torch.round(public * 2.0**EXP_FACTOR).to(torch.int64)
         return Secret(value * factor + (above << (frac - EXP_TOP_FRAC)), frac)
 
     def clamp(self, x: Secret, keep: int, bits: int, width: int = 0, far: int = FAR) -> Secret:
@@ -377,6 +379,12 @@ class Tables(Suite):
         hidden = _dropped(x, x.frac - keep) + pieces["r"]
         (y,) = self.play(self.opening("one-hot", [hidden], words))
         return pieces["row"], y
+
+
+@functools.cache
+def _public_exp() -> ExpTable:
+    """exp(y / 2^EXP_FRAC - 15) over exp's window."""
+    return ExpTable(-15, EXP_FRAC, EXP_FRAC + EXP_WINDOW)
 
 
 def _compared(x: Secret, magnitude: int, keep: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch
 from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.exact import chebyshev, exact, fitted, powers_of_two, rounded
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret
@@ -120,8 +121,9 @@ class Reciprocal(Operation):
     def run(self, machine: SecureMachine, x: Secret, upper: float) -> Secret:
         wide = upper > 2
         if wide:
-            steps = torch.arange(math.ceil(math.log2(upper)) + 1, dtype=torch.float64)
-            (factor,) = stairs(machine, x, torch.exp2(steps[1:]), torch.exp2(-steps))
+            steps = range(math.ceil(math.log2(upper)) + 1)
+            up, down = powers_of_two(steps[1:]), powers_of_two(-step for step in steps)
+            (factor,) = stairs(machine, x, up, down)
             x = multiply(machine, x, factor)
         y = _newton(machine, x)
         return multiply(machine, y, factor) if wide else y
@@ -131,11 +133,11 @@ class Reciprocal(Operation):
 
         Steps beyond both ends lead to a factor of 0 and an offset: 1 below, 2 above.
         """
-        powers = torch.arange(max(1, math.ceil(math.log2(upper))) + 1, dtype=torch.float64)
+        powers = range(max(1, math.ceil(math.log2(upper))) + 1)
         zero = torch.zeros(1, dtype=torch.float64)
         # a little below 1 the first piece still holds, and so the steps may be read coarsely
-        thresholds = torch.cat([zero + 1 - 2.0**-6, torch.exp2(powers[1:]), 2 ** (powers[-1:] + 1)])
-        inner = torch.exp2(-powers)
+        thresholds = torch.cat([zero + 1 - 2.0**-6, powers_of_two([*powers[1:], len(powers)])])
+        inner = powers_of_two(-power for power in powers)
         factor, offset, over = stairs(
             machine,
             x,
@@ -192,9 +194,9 @@ def inverting(
     """
     suite = machine.suite
     assert isinstance(suite, DealerSuite)
-    powers = torch.arange(low, high + 1, dtype=torch.float64)
-    zero, inner = torch.zeros(1, dtype=torch.float64), torch.exp2(-powers)
-    thresholds = 0.75 * torch.cat([torch.exp2(powers), 2 ** (powers[-1:] + 1)])
+    zero = torch.zeros(1, dtype=torch.float64)
+    inner = powers_of_two(-power for power in range(low, high + 1))
+    thresholds = 0.75 * powers_of_two(range(low, high + 2))
     encoded = machine.encode(thresholds, x.frac)
     reached, products = yield from suite.stepping(x, encoded, bits or min(63, x.frac + high + 1))
     factor = stepped(machine, reached, torch.cat([inner[:1], inner, inner[-1:]]), high)
@@ -298,21 +300,20 @@ def _logistic_factors(frac: int) -> list[Any]:
 
     The last coefficients are rounded first, and the others are fitted to what is left.
     """
-    count, total = 7, 3 * frac + LOGISTIC_EXTRA
-    nodes = torch.cos((2 * torch.arange(64, dtype=torch.float64) + 1) * torch.pi / 128)
-    x = 0.5005 * (1 + nodes)
-    table, wanted = torch.linalg.vander(x, N=count), 1 / (1 + x)
-    rounded: list[float] = []
-    for kept in (count, count - 1):
-        top = torch.linalg.lstsq(table[:, :kept], wanted.unsqueeze(1)).solution[-1, 0]
-        rounded.insert(0, float(torch.round(top * 2**LOGISTIC_EXTRA) / 2**LOGISTIC_EXTRA))
-        wanted = wanted - rounded[0] * table[:, kept - 1]
-    rest = torch.linalg.lstsq(table[:, :-2], wanted.unsqueeze(1)).solution[:, 0]
-    found: list[Any] = [round(float(rest[0]) * 2**total)]
+    total, degree = 3 * frac + LOGISTIC_EXTRA, 6
+    points = [exact.mpf("0.5005") * (1 + node) for node in chebyshev(64)]
+    wanted = [1 / (1 + x) for x in points]
+    last: list[Any] = []
+    for power in (degree, degree - 1):
+        top = fitted(points, wanted, power)[-1]
+        last.insert(0, rounded(top, LOGISTIC_EXTRA) * exact.mpf(2) ** -LOGISTIC_EXTRA)
+        wanted = [value - last[0] * x**power for value, x in zip(wanted, points, strict=True)]
+    constant, *rest = fitted(points, wanted, degree - 2)
+    found: list[Any] = [rounded(constant, total)]
     sizes = (1, 1, 2, 2, 3, 3)  # e, s, e s, s s, e s s, s s s
-    for coefficient, size in zip([*rest[1:].tolist(), *rounded], sizes, strict=True):
+    for coefficient, size in zip([*rest, *last], sizes, strict=True):
         more = total - size * frac
-        found.append((round(coefficient * 2**more), more))
+        found.append((rounded(coefficient, more), more))
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.digits import DEALT_WEIGHT, ROUND_BYTES
+from mpcache.protocols.exact import powers_of_two
 from mpcache.protocols.functions import inverse_sqrt, stairs, stepped, stepped_product
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.secret import Secret
@@ -81,20 +82,21 @@ class Norm(Operation):
             x = x - machine.settle(scale(machine, x.sum(-1, keepdim=True), 1 / size))
         bits = int(math.log2(LOW))
         floor = 2 * ((SMALLEST_MEAN + int(math.log2(size)) - bits) // 2)
-        steps = torch.arange(floor, LARGEST_SUM - bits + 1, 2, dtype=torch.float64)
+        steps = range(floor, LARGEST_SUM - bits + 1, 2)
+        scales = powers_of_two(-step for step in steps)
         total = machine.shift(machine.suite.square(x).sum(-1, keepdim=True), eps * size)
         factor, offset = stairs(
             machine,
             total,
-            LOW * torch.exp2(steps[1:]),
-            torch.exp2(-steps / 2),
-            eps * size / LOW * torch.exp2(-steps),
+            LOW * powers_of_two(steps[1:]),
+            scales.sqrt(),
+            eps * size / LOW * scales,
             magnitude=LARGEST_SUM + 1,
         )
         x = multiply(machine, x, factor)
         squares = machine.suite.square(x).sum(-1, keepdim=True).halved(bits)
         mean = machine.settle(squares) + offset
-        root = scale(machine, inverse_sqrt(machine, mean), (size / LOW) ** 0.5)
+        root = scale(machine, inverse_sqrt(machine, mean), math.sqrt(size / LOW))
         y = multiply(machine, x, machine.settle(root))
         y = y if gain is None else multiply(machine, y, gain)
         return y if bias is None else y + bias
@@ -125,15 +127,16 @@ class Norm(Operation):
         kept = suite.keep(x)
         total = machine.shift(suite.multiply(kept, kept).sum(-1, keepdim=True), eps * size)
         floor = 2 * ((SMALLEST_MEAN + int(math.log2(size)) - SCALED) // 2)
-        steps = torch.arange(floor, LARGEST_SUM - SCALED, 2, dtype=torch.float64)
-        thresholds = 0.75 * 2.0**SCALED * torch.exp2(steps[1:])
-        scales, zero = torch.exp2(-steps), torch.zeros(1, dtype=torch.float64)
+        steps = range(floor, LARGEST_SUM - SCALED, 2)
+        thresholds = 0.75 * 2.0**SCALED * powers_of_two(steps[1:])
+        scales = powers_of_two(-step for step in steps)
+        zero = torch.zeros(1, dtype=torch.float64)
         thresholds = torch.cat([thresholds, zero + 2.0**LARGEST_SUM])
         with machine.scope("steps"):
             reached, totals = suite.steps(total, machine.encode(thresholds, total.frac))
         roots = torch.cat([scales.sqrt(), zero + 2.0**-FACTOR_FRAC])
         factor = stepped(machine, reached, roots, FACTOR_FRAC)
-        t = stepped_product(machine, total, totals, torch.cat([scales, zero]), int(steps[-1]))
+        t = stepped_product(machine, total, totals, torch.cat([scales, zero]), steps[-1])
         ceiling = 2.0 ** (LARGEST_SUM + 1 - 2 * FACTOR_FRAC)
         t = t + stepped(machine, reached, torch.cat([0 * scales, zero + ceiling]), t.frac)
         shift = math.floor(math.log2(size) / 2) - SCALED // 2

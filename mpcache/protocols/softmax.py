@@ -247,7 +247,7 @@ def scores_of(machine: Machine, queries: Value, keys: Value) -> Value:
     """
     heads, group, count, width = queries.shape
     with machine.scope("scores"):
-        flat = scale(machine, queries, width**-0.5).reshape(heads, group * count, width)
+        flat = scale(machine, queries, 1 / math.sqrt(width)).reshape(heads, group * count, width)
         scores = product(machine, flat, keys.transpose(-1, -2))
     return scores.reshape(heads, group, count, keys.shape[-2])
 

@@ -35,6 +35,7 @@ from mpcache.protocols.ledger import Prediction
 from mpcache.report import publish
 from mpcache.report.console import print_warnings
 from mpcache.report.files import new_run_id, run_folder, write_config
+from mpcache.report.machine import peak_memory_bytes
 from mpcache.report.record import (
     PHASES,
     Agreement,
@@ -108,6 +109,7 @@ def launch(config: RunConfig, console: Console) -> int:
         dealer=screen.dealer,
         predicted_seconds=_predicted_seconds(config, prediction),
         outlook=outlook(config, source.spec, len(ids)),
+        launcher_peak_bytes=peak_memory_bytes(),
     )
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)

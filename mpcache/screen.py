@@ -61,9 +61,8 @@ class Screen:
             self.results[rank] = event
 
     def _progress(self, where: str) -> None:
-        text = where
-        if where.startswith("prefill/layer"):
-            text = f"prefill: layer {int(where.removeprefix('prefill/layer')) + 1}/{self.layers}"
+        phase, _, layer = where.partition("/layer")
+        text = f"{phase} layer {int(layer) + 1} of {self.layers}" if layer else where
         self.status.update(text)
         if not self.console.is_terminal and where in PHASES:
             self.console.print(f"[dim]{where} ...[/]")

@@ -6,7 +6,6 @@ import base64
 import gc
 import json
 import os
-import resource
 import secrets as system_random
 import sys
 import time
@@ -34,6 +33,7 @@ from mpcache.program import LENGTH, check_length, deal, kept_of, policy_of, run_
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.ledger import Ledger, Scopes
 from mpcache.report.files import run_folder, write_atomic
+from mpcache.report.machine import peak_memory_bytes
 from mpcache.report.record import DealerRecord
 
 BY_HAND = "by hand"
@@ -264,7 +264,8 @@ def _deal(config: RunConfig, voice: Any, session: str) -> int:
         dealt = deal(config, source.spec, count, streams, emit, work)
         sender.finish()
         seconds = time.perf_counter() - began
-        voice.dealt(DealerRecord.of(work, dealt, seconds - sender.seconds, seconds))
+        own = seconds - sender.seconds
+        voice.dealt(DealerRecord.of(work, dealt, own, seconds, peak_memory_bytes()))
     return 0
 
 
@@ -292,11 +293,9 @@ def encode_prompt(config: RunConfig, source: Source, prompt: str) -> list[int]:
 
 
 def _report_progress(voice: Any, path: str) -> None:
-    """Setup is told once, prefill layer by layer; a decode step is told by its token."""
+    """Setup and prefill are told layer by layer; a decode step is told by its token."""
     phase, *inside = path.split("/")
-    if not inside and phase != "decode":
-        voice.where(phase)
-    elif phase == "prefill" and len(inside) == 1 and inside[0].startswith("layer"):
+    if phase != "decode" and (not inside or (len(inside) == 1 and inside[0].startswith("layer"))):
         voice.where(path)
 
 
@@ -315,7 +314,7 @@ def _record(wires: Wires, result: Generation) -> dict[str, Any]:
             "decode": result.decode_seconds,
         },
         "kept": kept_of(result),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
         "peers": {
             peer: {"sent_bytes": sent, "received_bytes": wires.received_bytes[peer]}
             for peer, sent in wires.sent_bytes.items()

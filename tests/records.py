@@ -83,5 +83,6 @@ def make_record(**changes: Any) -> RunRecord:
         parties=parties,
         predicted=tuple(PredictedParty(rank, counts, f"aa{rank}", OPENED) for rank in range(2)),
         expected_kept=KEPT,
+        launcher_peak_bytes=3 * 10**9,
     )
     return replace(record, **changes)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from mpcache.protocols.ledger import Prediction
 from mpcache.report import checks, files, publish, tables
 from mpcache.report.build import build_report
 from mpcache.report.console import print_prediction, print_summary
+from mpcache.report.machine import peak_memory_bytes
 from mpcache.report.markdown import render
 from mpcache.report.page import render_page
 from mpcache.report.record import (
@@ -311,6 +315,7 @@ def test_the_dealer_must_have_dealt_what_was_used() -> None:
         "elapsed_seconds": 2.0,
         "source": "live",
         "phases": {},
+        "peak_memory_bytes": None,
     }
     record = replace(record, dealer=DealerRecord(8, 1.0, 2.0))
     assert not build_report(record)["checks"]["measured_equals_predicted"]
@@ -320,3 +325,44 @@ def test_counts_of_layers_that_differ_are_told_shortly() -> None:
     assert tables.runs([]) == "none"
     assert tables.runs([12, 12, 9]) == "12 (x2), 9"
     assert tables.runs([[5, 9, 7], [5, 9, 7], [6, 10, 8]]) == "5 to 9 (x2), 6 to 10"
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+BOUND = "is the sum of each process' peak, an upper bound of what was in use together"
+
+
+def test_memory_of_every_process_is_named_and_added_up() -> None:
+    record = make_record(dealer=DealerRecord(8, 1.0, 2.0, peak_memory_bytes=5 * 10**8))
+    report = build_report(record)
+    assert report["machine"]["peak_memory"] == {
+        "by_process": {
+            "party 0": 10**6,
+            "party 1": 10**6,
+            "the dealer": 5 * 10**8,
+            "the launcher with its twin": 3 * 10**9,
+        },
+        "sum": 3_502_000_000,
+    }
+    said = f"the dealer 500 MB, the launcher with its twin 3 GB; 3.502 GB {BOUND}."
+    assert said in render(report)
+    assert said in html.unescape(render_page([report]))
+
+
+def test_a_dealer_that_did_not_run_has_no_memory() -> None:
+    report = build_report(make_record(dealer=DealerRecord.ahead(8)))
+    assert "the dealer" not in report["machine"]["peak_memory"]["by_process"]
+    del report["machine"]["peak_memory"]  # as reports had it before
+    assert "of the parties 1 MB each; of other processes it was not measured" in render(report)
+
+
+def test_the_peak_is_the_process_own_and_not_its_parents() -> None:
+    """`ru_maxrss` of a child begins with its parent's peak."""
+    held = bytearray(400 << 20)
+    held[::4096] = bytes(1) * len(held[::4096])
+    before = peak_memory_bytes()
+    assert before >= 400 << 20
+    program = "from mpcache.report.machine import peak_memory_bytes; print(peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 5 << 20 < int(done.stdout) < 300 << 20

@@ -6,7 +6,9 @@ It knows neither parties nor policies: a cache is handed in, and takes queries, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -66,7 +68,8 @@ FUSED = {
 def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value] | None) -> Model:
     """Bring the owner's weights into the machine, matrices with a common input side by side.
 
-    Norms are folded into the matrices around them: see `models.folding`.
+    Norms are folded into the matrices around them: see `models.folding`. Layer by layer, each in a
+    scope of its own.
 
     Args:
         tensors: the weights in the clear by canonical name, at their owner and in the twin; None
@@ -74,22 +77,41 @@ def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value]
     """
     shapes = folded_shapes(spec)
     given = None if tensors is None else Folded(spec, tensors)
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
+    weights: dict[str, Value] = {}
+    for layer, named in groupby(_groups(spec, shapes), lambda group: group[0]):
+        with nullcontext() if layer is None else machine.scope(f"layer{layer}"):
+            for _, name, parts in named:
+                shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
+                tensor = None if given is None else torch.cat([given[part] for part in parts], -1)
+                tensor = None if tensor is None else tensor.contiguous()  # products read rows
+                put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
+                weights[name] = put(name, tensor, shape)
+    return Model(spec, weights)
+
+
+Group = tuple[int | None, str, tuple[str, ...]]
+
+
+def _groups(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+    """(layer, name, parts that lie side by side under it) of every weight, layer by layer.
+
+    Before the layers comes what is embedded, behind them the head, both without a layer.
+    """
+    left = dict.fromkeys(shapes)
+    groups: list[Group] = [(None, name, (name,)) for name in left if name.startswith("embed.")]
     for layer in range(spec.layers):
+        prefix = f"layers.{layer}."
         for fused, parts in FUSED.items():
             for suffix in ("", ".bias"):
-                names = [f"layers.{layer}.{part}{suffix}" for part in parts]
-                names = [name for name in names if groups.pop(name, None)]
+                names = tuple(f"{prefix}{part}{suffix}" for part in parts)
+                names = tuple(name for name in names if name in left)
                 if names:
-                    groups[f"layers.{layer}.{fused}{suffix}"] = tuple(names)
-    weights: dict[str, Value] = {}
-    for name, parts in groups.items():
-        shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
-        tensor = None if given is None else torch.cat([given[part] for part in parts], -1)
-        tensor = None if tensor is None else tensor.contiguous()  # products read rows in order
-        put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
-        weights[name] = put(name, tensor, shape)
-    return Model(spec, weights)
+                    groups.append((layer, f"{prefix}{fused}{suffix}", names))
+                for name in names:
+                    del left[name]
+        groups += [(layer, name, (name,)) for name in left if name.startswith(prefix)]
+    inside = ("embed.", "layers.")
+    return groups + [(None, name, (name,)) for name in left if not name.startswith(inside)]
 
 
 def forward(

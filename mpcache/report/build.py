@@ -52,6 +52,7 @@ def build_report(record: RunRecord) -> dict[str, Any]:
         "machine": {
             **describe_machine(),
             "peak_memory_bytes": [party.peak_memory_bytes for party in record.parties],
+            "peak_memory": _peak_memory(record),
         },
         "parties": config.parties,
         "protocol": config.protocol,
@@ -113,6 +114,15 @@ def warnings(record: RunRecord) -> list[str]:
     if record.config.network.emulated:
         found.append("the network is emulated: its delays are added inside the transport")
     return found
+
+
+def _peak_memory(record: RunRecord) -> dict[str, Any]:
+    """Each process' own peak in bytes, by its name, and their sum."""
+    each = {f"party {party.rank}": party.peak_memory_bytes for party in record.parties}
+    if record.dealer is not None and record.dealer.peak_memory_bytes is not None:
+        each["the dealer"] = record.dealer.peak_memory_bytes
+    each["the launcher with its twin"] = record.launcher_peak_bytes
+    return {"by_process": each, "sum": sum(each.values())}
 
 
 def _cache(record: RunRecord) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def print_summary(console: Console, report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(f"machine: {escape(tables.machine(report))}", soft_wrap=True)
+    console.print(tables.memory(report), soft_wrap=True)
     console.print(tables.foreseen(report), soft_wrap=True)
     for line in tables.agreement(report):
         console.print(line, soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,22 @@ def describe_machine() -> dict[str, Any]:
         "torch": _version("torch"),
         "crypten": _version("crypten"),
     }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident, in bytes, shared pages included.
+
+    On Linux from the kernel's account of this program alone: `ru_maxrss` there begins with what the
+    process that started it held.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _cores() -> int:

@@ -17,7 +17,8 @@ def render(report: dict[str, Any]) -> str:
         _head(report),
         "## Plaintext against secret-shared\n\n"
         + _table(("", "plaintext", "secret-shared"), tables.headline(report))
-        + f"\n\nMeasured on {tables.machine(report)}. Network: {tables.network(report)}.",
+        + f"\n\nMeasured on {tables.machine(report)}. {tables.memory(report)}"
+        f" Network: {tables.network(report)}.",
         _answer(report),
         "## Agreement\n\n" + "\n".join(f"- {line}" for line in tables.agreement(report)),
         _time(report),

@@ -244,9 +244,8 @@ def _foreseen_saving(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _caption(report: dict[str, Any]) -> str:
-    memory = ", ".join(tables.in_bytes(size) for size in report["machine"]["peak_memory_bytes"])
     return (
-        f"Measured on {tables.machine(report)}; peak memory of the parties {memory}."
+        f"Measured on {tables.machine(report)}. {tables.memory(report)}"
         f" Network: {tables.network(report)}."
     )
 

@@ -148,6 +148,7 @@ class DealerRecord:
         seconds: its work in this run; `elapsed_seconds` also holds its waits for party 1.
         source: ``live``, or ``store`` where all was dealt ahead and no dealer ran.
         phases: ``setup``, ``prefill``, ``decode`` -> seconds of work and bytes dealt for each.
+        peak_memory_bytes: of its process; None where no dealer ran.
     """
 
     dealt_bytes: int
@@ -155,6 +156,7 @@ class DealerRecord:
     elapsed_seconds: float = 0.0
     source: Literal["live", "store"] = "live"
     phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
 
     @staticmethod
     def ahead(dealt_bytes: int) -> DealerRecord:
@@ -162,7 +164,9 @@ class DealerRecord:
         return DealerRecord(dealt_bytes, source="store")
 
     @staticmethod
-    def of(work: Scopes, dealt_bytes: int, seconds: float, elapsed: float) -> DealerRecord:
+    def of(
+        work: Scopes, dealt_bytes: int, seconds: float, elapsed: float, peak_memory_bytes: int
+    ) -> DealerRecord:
         """From the dealer's own ledger, whose waits are those for party 1."""
         totals = {phase: work.total(phase) for phase in PHASES}
         phases = {
@@ -172,7 +176,7 @@ class DealerRecord:
             }
             for phase, total in totals.items()
         }
-        return DealerRecord(dealt_bytes, seconds, elapsed, phases=phases)
+        return DealerRecord(dealt_bytes, seconds, elapsed, "live", phases, peak_memory_bytes)
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> DealerRecord:
@@ -188,6 +192,7 @@ class DealerRecord:
                 float(values["elapsed_seconds"]),
                 "store" if values["source"] == "store" else "live",
                 {phase: dict(part) for phase, part in values["phases"].items()},
+                None if values["peak_memory_bytes"] is None else int(values["peak_memory_bytes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise MpcacheError("the dealer's record of its work is not complete") from None
@@ -206,6 +211,7 @@ class RunRecord:
         expected_kept: the counts that the budget asks for, in the form of `PartyRecord.kept`.
         predicted_seconds: of ``prefill`` and a ``token``, where this machine is calibrated.
         outlook: what a token would take at other lengths: see `mpcache.outlook`.
+        launcher_peak_bytes: the most memory that the launcher's process had, twin included.
     """
 
     run_id: str
@@ -225,6 +231,7 @@ class RunRecord:
     dealer: DealerRecord | None = None
     predicted_seconds: Mapping[str, float] | None = None
     outlook: Sequence[Mapping[str, Any]] = ()
+    launcher_peak_bytes: int = 0
 
 
 def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:

@@ -234,6 +234,19 @@ def machine(report: dict[str, Any]) -> str:
     )
 
 
+def memory(report: dict[str, Any]) -> str:
+    """A sentence on the memory of all processes of a run."""
+    found = report["machine"].get("peak_memory")
+    if found is None:
+        parties = by_party(report["machine"]["peak_memory_bytes"])
+        return f"Peak memory of the parties {parties}; of other processes it was not measured."
+    each = ", ".join(f"{name} {in_bytes(size)}" for name, size in found["by_process"].items())
+    return (
+        f"Peak memory: {each}; {in_bytes(found['sum'])} is the sum of each process' peak, an upper"
+        " bound of what was in use together."
+    )
+
+
 def model(report: dict[str, Any]) -> str:
     facts = report["model"]
     return (

@@ -41,6 +41,7 @@ def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> N
     assert parties[0].generation.ids == [] and parties[0].generation.logits == []
     for party, prediction in zip(parties, predict(settings, spec, len(PROMPT)).ranks, strict=True):
         assert counts(party.ledger) == counts(prediction)
+        assert {"setup/layer0", "setup/layer1"} <= set(counts(party.ledger)), "weights by layer"
         assert party.ledger.transcript.hexdigest() == prediction.transcript.hexdigest()
         reasons = {(opening.why, opening.to) for opening in party.ledger.openings}
         wanted = {(NEXT_TOKEN, "client"), (VERIFY, "client")}

@@ -17,12 +17,13 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from mpcache import calibration
+from mpcache import calibration, ranges
 from mpcache.config import AVAILABLE_PROTOCOLS, RunConfig, read_prompt, to_yaml
 from mpcache.costing import quick
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.generation import Generation
-from mpcache.models.registry import Source, check_prompt, find
+from mpcache.models.registry import Source, at_hand, check_prompt, find
+from mpcache.odds import odds
 from mpcache.outlook import outlook
 from mpcache.parties.dealing import DEALER
 from mpcache.parties.local import loopback_addresses
@@ -71,6 +72,7 @@ def launch(config: RunConfig, console: Console) -> int:
     source, ids = _prepare(config, console)
     if config.device == "cuda":
         console.print("device cuda: the plaintext twin runs on the GPU, the parties on the CPU")
+    found, known = _ranges_of(config, source)
     supply = "" if config.store is None else check_both(config, source.spec, len(ids))
     run_id = new_run_id()
     folder = run_folder(config, run_id)
@@ -81,6 +83,12 @@ def launch(config: RunConfig, console: Console) -> int:
         f" {config.cache.policy}{escape(f', {supply}' * bool(supply))}",
         soft_wrap=True,
     )
+    spoilt = None
+    if config.protocol == "dealer":
+        console.print(escape(known.says), soft_wrap=True)
+        if config.truncation == "local":
+            spoilt = odds(quick(config, source.spec, len(ids)).work, found)
+            print_warnings(console, [spoilt.says])
     screen = Screen(console, source, config)
     with _Beside(lambda go_on: predict_run(config, source.spec, len(ids), go_on)) as predicting:
         with console.status("plaintext twin"):
@@ -110,10 +118,24 @@ def launch(config: RunConfig, console: Console) -> int:
         predicted_seconds=_predicted_seconds(config, prediction),
         outlook=outlook(config, source.spec, len(ids)),
         launcher_peak_bytes=peak_memory_bytes(),
+        ranges=asdict(known) if config.protocol == "dealer" else None,
+        truncation=None if spoilt is None else spoilt.fields(),
     )
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
     return 0
+
+
+def _ranges_of(config: RunConfig, source: Source) -> tuple[ranges.Ranges | None, ranges.Known]:
+    """What a calibration says of a model's weights.
+
+    Raises:
+        UsageError: that suite dealer's ring does not hold it.
+    """
+    if source.kind == "synthetic" or config.protocol != "dealer":
+        return None, ranges.Known("not calibrated: the weights are synthetic")
+    found, why = ranges.load(source)
+    return found, ranges.known(found, why)
 
 
 class _Stopped(Exception):
@@ -190,6 +212,10 @@ def predict(config: RunConfig, prompt_tokens: int) -> dict[str, Any]:
         )
         spec = replace(spec, context=wanted)
     found = quick(config, spec, prompt_tokens)
+    if config.protocol == "dealer" and config.truncation == "local":
+        here = at_hand(config.model, config.seed)
+        known = None if here is None else ranges.load(here)[0]
+        predicted["truncation"] = odds(found.work, known).fields()
     speeds, missing = calibration.load(config.protocol)
     if speeds is None:
         predicted["no_seconds"] = missing
@@ -222,7 +248,7 @@ def _predicted_seconds(config: RunConfig, prediction: Prediction) -> dict[str, f
 
 def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     """Find every mistake that can be found before any work starts."""
-    _check_device(config)
+    check_device(config)
     source = find(config.model, config.weights, config.seed)
     source.check()
     ids = encode_prompt(config, source, read_prompt(config))
@@ -255,7 +281,7 @@ def check_memory(config: RunConfig, source: Source) -> None:
         )
 
 
-def _check_device(config: RunConfig) -> None:
+def check_device(config: RunConfig) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
 

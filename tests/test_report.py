@@ -78,6 +78,8 @@ def test_the_fields_are_the_contract() -> None:
         "secure",
         "predicted",
         "outlook",
+        "ranges",
+        "truncation",
         "checks",
         "openings",
         "warnings",
@@ -366,3 +368,13 @@ def test_the_peak_is_the_process_own_and_not_its_parents() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 5 << 20 < int(done.stdout) < 300 << 20
+
+
+def test_what_is_known_of_the_arithmetic_is_said_on_every_page() -> None:
+    bare = build_report(make_record())
+    assert "Arithmetic" not in render(bare) + render_page([bare])
+    told = {"ranges": {"says": "not calibrated"}, "truncation": {"says": "local odds"}}
+    report = build_report(make_record(**told))
+    assert (report["ranges"], report["truncation"]) == tuple(told.values())
+    for page in (render(report), render_page([report])):
+        assert "Not calibrated." in page and "Local odds." in page

@@ -88,6 +88,7 @@ class Source:
         kind: ``synthetic`` marks text that means nothing.
         origin: the package, folder, hub repository or seed, for reports.
         notice: a sentence to print loudly when synthetic weights stand in for missing ones.
+        folder: the user's own checkpoint folder, where the weights come from one.
     """
 
     spec: ModelSpec
@@ -95,6 +96,7 @@ class Source:
     origin: str
     notice: str | None
     backend: Backend = field(repr=False, compare=False)
+    folder: Path | None = None
 
     def check(self) -> None:
         """Validate the files without reading all weights; to be called before any party starts.
@@ -182,6 +184,17 @@ def find(model: str, weights: Weights = "auto", seed: int = 0) -> Source:
         return _synthetic(row.spec, seed, notice)
 
 
+def at_hand(model: str, seed: int = 0) -> Source | None:
+    """The model with its own weights, where they are on this machine already: no network."""
+    row = known(model)
+    if row is None and not os.path.isdir(os.path.expanduser(model)):
+        return None
+    if row is not None and not (hub.cached(row.repo) if row.repo else smollm2.installed()):
+        return None
+    source = find(model, "auto", seed)
+    return source if source.kind == "pretrained" else None
+
+
 def _looks_like_path(model: str) -> bool:
     return "/" in model or "\\" in model or model.startswith((".", "~"))
 
@@ -197,7 +210,7 @@ def _from_folder(folder: Path, weights: Weights, seed: int) -> Source:
     spec = read_spec(folder)
     if weights == "synthetic":
         return _synthetic(spec, seed, folder=folder)
-    return Source(spec, "pretrained", f"folder {folder}", None, _Folder(folder, spec))
+    return Source(spec, "pretrained", f"folder {folder}", None, _Folder(folder, spec), folder)
 
 
 def _pretrained(repo: str, name: str) -> Source:

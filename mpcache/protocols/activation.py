@@ -13,6 +13,7 @@ from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.exact import chebyshev, exact, fitted, numbers
 from mpcache.protocols.functions import clipped, decay, exponential, logistic, reciprocal
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import Reached, within
 from mpcache.protocols.secret import Secret
 
 
@@ -37,8 +38,13 @@ class Relu(Operation):
         assert isinstance(suite, DealerSuite)
         return suite.positive(x, MAGNITUDE, machine.setting.narrow)[0]
 
+    def reaches(self, result: Value, x: Value) -> Reached:
+        yield ARGUMENT, x
+
 
 MAGNITUDE = 15  # what is activated stays below 2^15
+GATED_BITS = 16  # and a gate times its factor below 2^16
+ARGUMENT = within("argument", MAGNITUDE)
 
 
 class Silu(Operation):
@@ -70,6 +76,9 @@ class Silu(Operation):
         r = logistic(machine, decay(machine, -size, magnitude=MAGNITUDE))
         return low + multiply(machine, size, r)
 
+    def reaches(self, result: Value, x: Value) -> Reached:
+        yield ARGUMENT, x
+
 
 class Gated(Operation):
     """silu(gate) times up.
@@ -97,6 +106,10 @@ class Gated(Operation):
         factors = [(1 << more, more), (1, 0)]
         y = suite.play(suite.combining([low, size, r, up], [(0, 3), (1, 2, 3)], factors))
         return suite.play(suite.trimming(y, y.frac - frac))
+
+    def reaches(self, result: Value, gate: Value, up: Value) -> Reached:
+        yield within("gate", MAGNITUDE), gate
+        yield within("gate times factor", GATED_BITS), gate * up
 
 
 GATE_TRIM = 2  # fractional bits that a gate's logistic does without
@@ -163,6 +176,9 @@ class Gelu(Operation):
         operands = [a, b, c, t - centre]
         h = suite.play(suite.combining(operands, [(0,), (1, 3), (2, 3, 3)]))
         return upper - suite.play(suite.trimming(h, total - frac))
+
+    def reaches(self, result: Value, x: Value) -> Reached:
+        yield ARGUMENT, x
 
 
 GELU_END, GELU_SLOPE = 5.6, 0.2316419

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.embedding import embedded
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import RESULT, RING_BITS, Reached, within
 from mpcache.protocols.secret import Secret, lifted
 from mpcache.protocols.tokens import Tokens
 
 EXTRA_BITS = 8
+NARROW_BITS = 18  # of a linear map's result in the setting's narrow ring
+PRODUCT_BITS = 15  # of products of keys and queries, in the short ring
 
 
 class Multiply(Operation):
@@ -30,6 +34,9 @@ class Multiply(Operation):
     def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
         return machine.multiply(x, y)
 
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        yield RESULT, result
+
 
 class Matmul(Operation):
     """Matrix product [..., n, k] @ [..., k, m] of two secrets. Error: one cut, whatever k.
@@ -44,6 +51,9 @@ class Matmul(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, y: Secret) -> Secret:
         return machine.matmul(x, y)
+
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        yield RESULT, result
 
 
 class Product(Operation):
@@ -60,6 +70,9 @@ class Product(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, y: Secret, width: int = 64) -> Secret:
         return machine.suite.matmul(x, y, width)
+
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        yield within("result", PRODUCT_BITS), result
 
 
 class Scale(Operation):
@@ -81,10 +94,19 @@ class Scale(Operation):
             exponent = -math.log2(factor)
             if exponent == int(exponent):
                 return x.halved(int(exponent))
-        largest = max(torch.as_tensor(factor).abs().max().item(), 2.0**-EXTRA_BITS)
-        frac = machine.setting.frac + max(0, math.floor(-math.log2(largest)))
+        frac = machine.setting.frac + _extra(factor)
         ring = machine.encode(factor, frac)
         return machine.settle(x.times(ring, frac))
+
+    def reaches(self, result: Value, x: Value, factor: torch.Tensor | float) -> Reached:
+        bits = RING_BITS - _extra(factor)
+        yield within("result", bits), result
+
+
+def _extra(factor: torch.Tensor | float) -> int:
+    """Fractional bits more that a public factor gets, since its greatest element is small."""
+    largest = max(torch.as_tensor(factor).abs().max().item(), 2.0**-EXTRA_BITS)
+    return max(0, math.floor(-math.log2(largest)))
 
 
 class Settle(Operation):
@@ -97,6 +119,9 @@ class Settle(Operation):
 
     def run(self, machine: SecureMachine, x: Secret) -> Secret:
         return machine.settle(x)
+
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        yield RESULT, result
 
 
 class Settled(Operation):
@@ -135,6 +160,10 @@ class Settled(Operation):
         ]
         return suite.together(*plays)
 
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        for value in result:
+            yield RESULT, value
+
 
 class Linear(Operation):
     """Activations [tokens, inputs] times a weight [inputs, outputs], plus a bias [outputs].
@@ -172,6 +201,18 @@ class Linear(Operation):
         if bias is not None:
             product = product + lifted(bias, product.frac)
         return machine.settle(product) if settled else product
+
+    def reaches(
+        self,
+        result: Value,
+        x: Value,
+        weight: Value,
+        bias: Value | None = None,
+        settled: bool = True,
+        wide: bool = False,
+    ) -> Reached:
+        bits = RING_BITS if wide else NARROW_BITS
+        yield within("wide result" if wide else "result", bits), result
 
 
 class Embed(Operation):

@@ -7,10 +7,12 @@ import math
 import torch
 
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import Reached, within
 from mpcache.protocols.secret import Secret
 
 FEW_COMPARED = 1 << 13  # elements up to which all pairs of a group are worth their rounds
 GROUP = 10
+MAGNITUDE = 15  # what is compared stays below 2^15, unless it is told otherwise
 
 
 class Negative(Operation):
@@ -26,6 +28,9 @@ class Negative(Operation):
 
     def run(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         return machine.suite.negative(x, **bits)
+
+    def reaches(self, result: Value, x: Value, magnitude: int = MAGNITUDE, **_: int) -> Reached:
+        yield within("argument", magnitude), x
 
 
 def at_least(machine: Machine, x: Value, y: Value, **bits: int) -> Value:
@@ -106,6 +111,11 @@ class Maximum(Operation):
             x = pick(machine, best, x).sum(-1)
         return x.transpose(dim, -1)
 
+    def reaches(
+        self, result: Value, x: Value, dim: int, magnitude: int = MAGNITUDE, **_: int
+    ) -> Reached:
+        yield within("difference", magnitude), x.amax(dim) - x.amin(dim)
+
 
 class Extrema(Operation):
     """Maximum and minimum over dimension `dim`, which is dropped. Exact, in the range of `Maximum`.
@@ -136,6 +146,9 @@ class Extrema(Operation):
             dim + 1 if dim >= 0 else dim
         )
         return both[0], -both[1]
+
+    def reaches(self, result: Value, x: Value, dim: int) -> Reached:
+        yield within("difference", MAGNITUDE), result[0] - result[1]
 
 
 negative = Negative()

@@ -431,9 +431,12 @@ class DealerSuite(Tables):
 
         The result counts modulo 2^width. Where `width` is space - bits at most, what a wrap adds
         is 0, all of the mask is the dealer's, and the result is one that was kept: free.
+
+        Under local truncation so only for values of more fractional bits than a product has: they
+        come so near to the ring's end that one in eight would be wrong (a logistic has 61).
         """
         shape, space, frac = tuple(x.shape), x.width, x.frac - bits
-        if self.setting.truncation == "local":
+        if self.setting.truncation == "local" and x.frac <= 2 * self.setting.frac:
             return self._locally_cut(x, bits)
         pieces = self.draw(truncated(shape, bits, space, width))
         whole = width <= space - bits
@@ -461,17 +464,23 @@ class DealerSuite(Tables):
 
     def _locally_cut(self, x: Secret, bits: int) -> Secret:
         """Each party shifts its own share (Mohassel and Zhang 2017): wrong by 2^(64 - bits) units
-        with odds |x| / 2^63."""
+        with odds |x| / 2^64.
+
+        Shares x0 and x1, from -2^63 on, add up to x or to x -+ 2^64, and the latter goes wrong.
+        For x >= 0 that is so for x + 1 of all 2^64 shares x0; of these x0 = x - 2^63 comes out
+        right, since -x1 = 2^63 wraps. For x < 0 it is so for |x| - 1 of them, and x1 = -2^63 goes
+        wrong in the same way. Where a party knows x, and the other's share is 0, never.
+        """
         if x.width < 64:
             raise MpcacheError("local truncation needs shares of all 64 bits")
-        self.cut_locally(x.share.numel())
+        self.cut_locally(x, bits)
         if self.hollow:
             return self._made(x.shape, x.frac - bits)
         share = x.share >> bits if self.rank == 0 else -((-x.share) >> bits)
         return Secret(share, x.frac - bits)
 
-    def cut_locally(self, values: int) -> None:
-        """Note how many values were truncated locally."""
+    def cut_locally(self, x: Secret, bits: int) -> None:
+        """Note that the values of x were truncated locally, where it is counted."""
 
 
 def _expanded(

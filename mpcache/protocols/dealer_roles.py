@@ -96,6 +96,9 @@ class CountingDealer(DealerSuite):
         kind: Kind = "owned" if isinstance(y, OwnedWeight) else "shared"
         self.prediction.multiplied(kind, x.share, y.share)
 
+    def cut_locally(self, x: Secret, bits: int) -> None:
+        self.prediction.cut(x.frac, bits, x.share.numel())
+
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         self.prediction.called("keep", 8 * math.prod(shape))
         return None

@@ -34,6 +34,7 @@ class Exponential(Operation):
     """
 
     name = "exp"
+    cut_bits = 1
 
     def plain(self, machine: PlainMachine, x: Value) -> Value:
         return torch.exp(x)
@@ -114,6 +115,7 @@ class Reciprocal(Operation):
     """
 
     name = "reciprocal"
+    cut_bits = 2
 
     def plain(self, machine: PlainMachine, x: Value, upper: float) -> Value:
         return 1 / x
@@ -215,6 +217,7 @@ class InverseSqrt(Operation):
     """
 
     name = "inverse-sqrt"
+    cut_bits = 3
 
     def plain(self, machine: PlainMachine, x: Value) -> Value:
         return torch.rsqrt(x)
@@ -267,6 +270,7 @@ class Logistic(Operation):
     """
 
     name = "logistic"
+    cut_bits = 1
 
     def plain(self, machine: PlainMachine, e: Value, frac: int | None = None) -> Value:
         return 1 / (1 + e)

@@ -11,7 +11,10 @@ from mpcache.protocols.comparison import at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.groups import KEEP, greatest
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import Reached, within
 from mpcache.protocols.secret import Secret
+
+APART = within("difference", 12)  # of elements of a row, noise included
 
 
 class Argmax(Operation):
@@ -45,6 +48,9 @@ class Argmax(Operation):
         suite = machine.suite
         assert isinstance(suite, DealerSuite)
         return greatest(suite, x)
+
+    def reaches(self, result: Value, x: Value) -> Reached:
+        yield APART, x.amax(-1) - x.amin(-1)
 
 
 class Sample(Operation):
@@ -80,6 +86,9 @@ class Sample(Operation):
             return torch.round(units).to(torch.int64)
 
         return greatest(suite, x, noise)
+
+    def reaches(self, result: Value, x: Value, temperature: float) -> Reached:
+        yield APART, x.amax(-1) - x.amin(-1) + temperature * gumbel.SPREAD
 
 
 argmax = Argmax()

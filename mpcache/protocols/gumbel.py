@@ -17,6 +17,7 @@ import torch
 from mpcache.kernels.prg import Stream
 
 LEAST, MOST = -math.log(53 * math.log(2)), 65 * math.log(2)
+SPREAD = MOST - LEAST
 
 
 def gumbel(words: torch.Tensor) -> torch.Tensor:

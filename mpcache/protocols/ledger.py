@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from mpcache.protocols.channel import Spec, frame_bytes
-from mpcache.protocols.work import Call, Kind, Product, Work, worked
+from mpcache.protocols.work import Call, Cut, Kind, Product, Work, worked
 
 
 @dataclass
@@ -217,6 +217,10 @@ class Prediction(Scopes):
     def called(self, name: str, size: int) -> None:
         """Note a use of the primitive `name`, which handles `size` bytes."""
         self._work().calls[Call(name, size)] += 1
+
+    def cut(self, frac: int, bits: int, values: int) -> None:
+        """Note that `values` with `frac` fractional bits were truncated locally by `bits`."""
+        self._work().cuts[Cut(frac, bits)] += values
 
     def _work(self) -> Work:
         return self.work.setdefault(self.path, Work())

@@ -14,6 +14,7 @@ from mpcache.protocols.digits import DEALT_WEIGHT, ROUND_BYTES
 from mpcache.protocols.exact import powers_of_two
 from mpcache.protocols.functions import inverse_sqrt, stairs, stepped, stepped_product
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import Reach, Reached
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.splines import lining
 
@@ -159,6 +160,20 @@ class Norm(Operation):
         y = suite.play(suite.trimming(y, y.frac - suite.setting.frac))
         y = y if gain is None else multiply(machine, y, gain)
         return y if bias is None else y + bias
+
+    def reaches(
+        self,
+        result: Value,
+        x: Value,
+        gain: Value | None,
+        bias: Value | None,
+        eps: float,
+        centered: bool,
+    ) -> Reached:
+        if centered:
+            x = x - x.mean(-1, keepdim=True)
+        total = x.square().sum(-1) + eps * x.shape[-1]
+        yield Reach("sum of squares", LARGEST_SUM, LARGEST_SUM + 1), total
 
 
 @functools.cache

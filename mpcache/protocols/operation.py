@@ -25,6 +25,7 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.protocols import secret
 from mpcache.protocols.ledger import Scopes
+from mpcache.protocols.reach import Reached
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 
@@ -44,9 +45,15 @@ class Cost:
 
 
 class Operation(ABC):
-    """One secure operation with its plaintext twin."""
+    """One secure operation with its plaintext twin.
+
+    Attributes:
+        cut_bits: what it truncates inside stays below 2^cut_bits, whatever it is given; None where
+            that depends on what it is given.
+    """
 
     name: ClassVar[str]
+    cut_bits: ClassVar[int | None] = None
 
     def __call__(self, machine: Machine, *args: Any, **options: Any) -> Any:
         with machine.scope(self.name):
@@ -62,6 +69,13 @@ class Operation(ABC):
 
         A method ``run_<suite>`` takes its place where a suite has a better way.
         """
+
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        """What must stay in a range, in a plain reading that gave `result`, and its values.
+
+        Nothing where the operation takes all that its operands' rings hold.
+        """
+        yield from ()
 
 
 class Fused(Operation):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.reach import RESULT, Reached
 from mpcache.protocols.secret import Secret
 
 
@@ -53,6 +56,9 @@ class Rotary(Operation):
             -1,
         )
         return machine.suite.settle_kept(rotated)
+
+    def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
+        yield RESULT, result
 
 
 rotary = Rotary()

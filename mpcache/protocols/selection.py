@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.comparison import at_least
+from mpcache.protocols.comparison import MAGNITUDE, at_least
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.digits import pairs_of
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.price import price, shaped
+from mpcache.protocols.reach import Reach, Reached, within
 from mpcache.protocols.search import Range, counting, digits_worth_trying, searched
 from mpcache.protocols.secret import Kept, Secret
 from mpcache.protocols.setting import Setting
@@ -50,6 +51,9 @@ class Rank(Operation):
         losses = suite.pairs_negative(x, **bits)
         ranks = losses.pour(first, size) - losses.pour(second, size)
         return machine.shift(ranks, torch.arange(size, dtype=torch.float64))
+
+    def reaches(self, result: Value, x: Value, magnitude: int = MAGNITUDE, **_: int) -> Reached:
+        yield within("difference", magnitude), x.amax(-1) - x.amin(-1)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,11 @@ class Places(Operation):
         way = place_way(machine.setting, tuple(x.shape), x.frac, k, reach, x.width)
         return way(machine, x, k, reach)
 
+    def reaches(
+        self, result: Value, x: Value, k: int, magnitude: int = MAGNITUDE, **_: int
+    ) -> Reached:
+        yield Reach("element", magnitude), x
+
 
 class TopK(Operation):
     """The k greatest of the last dimension [n], as one-hot rows [..., k, n] in order of position.
@@ -160,6 +169,9 @@ class TopK(Operation):
 
     def run_dealer(self, machine: SecureMachine, x: Secret, k: int, **told: int) -> Secret:
         return _standing_dealer(machine, places(machine, x, k, **told), k)
+
+    def reaches(self, result: Value, x: Value, k: int, **told: int) -> Reached:
+        yield from places.reaches(result, x, k, **told)
 
 
 class Standing(Operation):
@@ -321,6 +333,9 @@ class Best(Operation):
         rows = suite.one_hot(ranks, 0, count, machine.setting.short)
         return rows[:k].permute(*range(1, rows.ndim - 1), 0, rows.ndim - 1)
 
+    def reaches(self, result: Value, x: Value, k: int, **bits: int) -> Reached:
+        yield from rank.reaches(result, x, **bits)
+
 
 class Gathered(Operation):
     """What one-hot rows [.., k, n] choose of blocks [.., n, width], in a ring of 32 bits.
@@ -348,6 +363,9 @@ class Gathered(Operation):
             suite.keeping(rows.modulo(machine.setting.short)), suite.keeping(blocks)
         )
         return rows, suite.matmul(rows, hidden)
+
+    def reaches(self, result: Value, rows: Value, blocks: Value) -> Reached:
+        yield within("score", GATHERED - 17), blocks  # 16 fractional bits and a sign
 
 
 GATHERED = 32  # bits of chosen scores

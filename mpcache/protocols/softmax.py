@@ -14,10 +14,15 @@ from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.functions import decay, inverting, reciprocal
 from mpcache.protocols.operation import Machine, Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.plays import Play
+from mpcache.protocols.reach import Reach, Reached, within
 from mpcache.protocols.secret import Secret, lifted
 
 HIDDEN = -(2.0**13)  # scores stay between it and 2^13
 MAGNITUDE = 14  # so that their differences stay below 2^14
+SCORE = within("score", MAGNITUDE - 1)
+# a ceiling reads scores up to 66; where a row's greatest is below -64 the row fades
+GREATEST = Reach("greatest score of a row", 6)
+WEIGHTED = within("weighted values", 14)
 CEILED = 1 << 15  # scores up to which a table each is worth the rounds of a maximum
 CELL, CELLS = 1, 6  # a ceiling reads scores in 2^6 cells of 2^1, around 0
 WEIGHT_FRAC, ROOMY = 16, 8  # fractional bits of weights that are not normalised, for 2^8 tokens
@@ -62,6 +67,9 @@ class Softmax(Operation):
             e = e.times(visible)
         r = reciprocal(machine, e.sum(-1, keepdim=True), float(x.shape[-1]))
         return multiply(machine, e, r)
+
+    def reaches(self, result: Value, x: Value, visible: torch.Tensor | None = None) -> Reached:
+        yield SCORE, _seen(x, visible)
 
 
 def _hide(
@@ -167,6 +175,27 @@ class Attend(Operation):
             context = suite.multiply(context, over)
             context = suite.play(suite.trimming(context, context.frac - suite.setting.frac))
         return Weighted(context, e, over)
+
+    def reaches(
+        self,
+        result: Weighted,
+        scores: Value,
+        values: Value,
+        visible: torch.Tensor | None = None,
+        spread: Spread | None = None,
+    ) -> Reached:
+        seen = _seen(scores, visible)
+        yield SCORE, seen
+        hidden = scores.new_zeros(()) if visible is None else 1 - visible.to(scores)
+        yield GREATEST, (seen + HIDDEN * hidden).amax(-1)
+        weights = result.weights / result.weights.amax(-1, keepdim=True)
+        weights = spread(weights) if spread else weights
+        yield WEIGHTED, math.e * (weights @ values.abs())
+
+
+def _seen(scores: Value, visible: torch.Tensor | None) -> Value:
+    """Scores, and 0 for those that are hidden."""
+    return scores if visible is None else scores * visible.to(scores)
 
 
 def weight_frac(tokens: int) -> int:

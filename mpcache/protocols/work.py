@@ -57,19 +57,28 @@ class Product(NamedTuple):
         return self.rows * self.operands
 
 
+class Cut(NamedTuple):
+    """A local truncation: `bits` dropped of values with `frac` fractional bits."""
+
+    frac: int
+    bits: int
+
+
 @dataclass
 class Work:
-    """How often each call and each product was made."""
+    """How often each call and each product was made, and how many values were cut locally."""
 
     calls: Counter[Call] = field(default_factory=Counter)
     products: Counter[Product] = field(default_factory=Counter)
+    cuts: Counter[Cut] = field(default_factory=Counter)
 
     def add(self, other: Work) -> None:
         self.calls.update(other.calls)
         self.products.update(other.products)
+        self.cuts.update(other.cuts)
 
     def copy(self) -> Work:
-        return Work(self.calls.copy(), self.products.copy())
+        return Work(self.calls.copy(), self.products.copy(), self.cuts.copy())
 
     @property
     def multiply_adds(self) -> int:

@@ -85,6 +85,8 @@ def build_report(record: RunRecord) -> dict[str, Any]:
         "secure": _secure(record),
         "predicted": _predicted(record),
         "outlook": [dict(row) for row in record.outlook],
+        "ranges": None if record.ranges is None else dict(record.ranges),
+        "truncation": None if record.truncation is None else dict(record.truncation),
         "checks": {name: not problems for name, problems in run_checks(record).items()},
         "openings": _openings(record.parties),
         "warnings": warnings(record),

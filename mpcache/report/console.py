@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mpcache.config import RunConfig
     from mpcache.models.registry import ModelRow
+    from mpcache.ranges import Ranges
 
 
 def print_warnings(console: Console, warnings: Iterable[str]) -> None:
@@ -67,6 +68,7 @@ def print_prediction(
     console.print(table)
     console.print("on the wire: latency and rate of the network alone, no arithmetic")
     print_warnings(console, [predicted["notice"]] if "notice" in predicted else [])
+    print_warnings(console, [predicted["truncation"]["says"]] if "truncation" in predicted else [])
     if "seconds" in predicted:
         _print_seconds(console, predicted)
     elif "no_seconds" in predicted:
@@ -87,6 +89,32 @@ def _print_seconds(console: Console, predicted: dict[str, Any]) -> None:
         f" {error['count']} measured layers, predicted from all others, seconds were off by"
         f" {error['median']:.0%} in the middle and {error['worst']:.0%} at most."
     )
+
+
+def print_ranges(console: Console, ranges: Ranges) -> None:
+    """Of every quantity with a range the layer that comes nearest to its end."""
+    from mpcache.ranges import worst
+
+    console.print(
+        f"{escape(ranges.model)}, {ranges.windows} windows of {ranges.tokens} tokens of"
+        f" {escape(ranges.text)}, caches {', '.join(ranges.caches)}",
+        soft_wrap=True,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("operation", "quantity", "below", "limit", "margin", "layer", "wraps at"):
+        left = column in ("operation", "quantity")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in worst(ranges.rows):
+        table.add_row(
+            row.operation,
+            row.what,
+            f"2^{row.met}",
+            f"2^{row.bits}",
+            f"{row.margin} bits",
+            "-" if row.layer is None else str(row.layer),
+            "saturates" if row.wraps is None else f"2^{row.wraps}",
+        )
+    console.print(table)
 
 
 def print_models(console: Console, models: Iterable[ModelRow]) -> None:

@@ -26,6 +26,7 @@ def render(report: dict[str, Any]) -> str:
         _predicted(report),
         *_outlook(report),
         _cache(report),
+        *_arithmetic(report),
         _openings(report),
         "## Configuration\n\n```yaml\n"
         + yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True)
@@ -103,6 +104,12 @@ def _cache(report: dict[str, Any]) -> str:
         f" step: {tables.runs(cache['dynamic_kept'])}. These counts are public; which tokens they"
         " are is not."
     )
+
+
+def _arithmetic(report: dict[str, Any]) -> list[str]:
+    """Nothing where nothing is known."""
+    lines = tables.arithmetic(report)
+    return ["## Arithmetic\n\n" + "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _openings(report: dict[str, Any]) -> str:

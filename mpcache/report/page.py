@@ -187,6 +187,7 @@ def _run(report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> Markup:
         traffic_section(report),
         _predicted(report),
         _cache(report),
+        _arithmetic(report),
         _openings(report),
         _configuration(report),
         class_="run",
@@ -282,6 +283,11 @@ def _cache(report: dict[str, Any]) -> Markup:
         " public; which tokens they are is not."
     )
     return join([tag("h3", "Cache"), tag("p", text)])
+
+
+def _arithmetic(report: dict[str, Any]) -> Markup:
+    lines = tables.arithmetic(report)
+    return join([tag("h3", "Arithmetic"), *(tag("p", line) for line in lines)] if lines else [])
 
 
 def _openings(report: dict[str, Any]) -> Markup:

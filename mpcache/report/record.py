@@ -212,6 +212,8 @@ class RunRecord:
         predicted_seconds: of ``prefill`` and a ``token``, where this machine is calibrated.
         outlook: what a token would take at other lengths: see `mpcache.outlook`.
         launcher_peak_bytes: the most memory that the launcher's process had, twin included.
+        ranges: what a calibration says of the model (`mpcache.ranges`); None in suite `crypten`.
+        truncation: the odds of local truncation (`mpcache.odds`); None where it is exact.
     """
 
     run_id: str
@@ -232,6 +234,8 @@ class RunRecord:
     predicted_seconds: Mapping[str, float] | None = None
     outlook: Sequence[Mapping[str, Any]] = ()
     launcher_peak_bytes: int = 0
+    ranges: Mapping[str, Any] | None = None
+    truncation: Mapping[str, Any] | None = None
 
 
 def nonzero(scopes: ScopeTable) -> dict[str, dict[str, int]]:

@@ -247,6 +247,12 @@ def memory(report: dict[str, Any]) -> str:
     )
 
 
+def arithmetic(report: dict[str, Any]) -> list[str]:
+    """Sentences on whether the model stays in the ring's ranges, and on local truncation."""
+    found = (report.get(name) for name in ("ranges", "truncation"))
+    return [f"{part['says'][0].upper()}{part['says'][1:]}." for part in found if part]
+
+
 def model(report: dict[str, Any]) -> str:
     facts = report["model"]
     return (

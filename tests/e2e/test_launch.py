@@ -18,7 +18,8 @@ from .processes import Running, alive, told_to, wait_for
 
 FIELDS = {
     "": "version id config machine parties protocol network model prompt_tokens new_tokens text"
-    " token_ids cache plaintext agreement secure predicted checks openings warnings outlook",
+    " token_ids cache plaintext agreement secure predicted checks openings warnings outlook"
+    " ranges truncation",
     "network": "emulated rtt_ms mbps",
     "model": "name family weights origin layers hidden heads kv_heads parameters",
     "cache": "policy static_kept clusters dynamic_kept",
@@ -89,6 +90,12 @@ def test_two_parties_to_the_end(
         extra = {"dealer"} if (protocol, path) == ("dealer", "secure") else set()
         assert set(section(report, path)) == set(names.split()) | extra, path
     assert all(report["checks"].values())
+    if protocol == "dealer":
+        assert report["ranges"]["says"] == "not calibrated: run mpcache calibrate"
+        assert "Not calibrated: run mpcache calibrate." in (folder / "report.md").read_text()
+    assert report["truncation"] is None
+    each = report["machine"]["peak_memory"]["by_process"]
+    assert len(each) == processes + 1 and min(each.values()) > 10**8
     assert report["model"]["weights"] == "pretrained"
     assert report["token_ids"] == report["plaintext"]["token_ids"]
     assert report["new_tokens"] == report["agreement"]["equal_tokens"] == 4

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mpcache.cli_bench import bench
+from mpcache.cli_calibrate import calibrate
 from mpcache.cli_cost import cost
 from mpcache.cli_options import (
     Cache,
@@ -246,6 +247,7 @@ def generate(
 
 
 app.command()(cost)
+app.command()(calibrate)
 
 
 @app.command()

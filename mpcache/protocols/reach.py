@@ -14,7 +14,8 @@ class Reach:
     Args:
         what: names it, such as ``result`` or ``sum of squares``.
         bits: below 2^bits in magnitude the operation's stated error holds.
-        wraps: from 2^wraps on the ring wraps; None where it saturates for all that its ring holds.
+        wraps: from 2^wraps on the ring wraps: a comparison goes wrong at once, a truncation with
+            odds that grow from 0. None where it saturates for all that its ring holds.
     """
 
     what: str

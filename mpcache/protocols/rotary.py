@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
-from mpcache.protocols.reach import RESULT, Reached
+from mpcache.protocols.reach import RING_BITS, Reach, Reached
 from mpcache.protocols.secret import Secret
+
+TURNED = Reach("result", RING_BITS, RING_BITS + 1)  # kept modulo 2^48, so a cut has a bit more
 
 
 class Rotary(Operation):
@@ -58,7 +60,7 @@ class Rotary(Operation):
         return machine.suite.settle_kept(rotated)
 
     def reaches(self, result: Value, *args: Any, **options: Any) -> Reached:
-        yield RESULT, result
+        yield TURNED, result
 
 
 rotary = Rotary()

@@ -28,6 +28,7 @@ CELL, CELLS = 1, 6  # a ceiling reads scores in 2^6 cells of 2^1, around 0
 WEIGHT_FRAC, ROOMY = 16, 8  # fractional bits of weights that are not normalised, for 2^8 tokens
 CONTEXT_FRAC = 24  # of their sum over values
 SUM_FRAC = 26  # of the inverse of their total
+CONTEXT = within("context", 62 - CONTEXT_FRAC - SUM_FRAC)  # what a truncation of 64 bits reads
 
 
 class Spread(Protocol):
@@ -118,7 +119,8 @@ class Attend(Operation):
     Range: |x| < 2^13, where nothing wraps. Where scores are few, those from 66 on count as equal,
     and the context of a row fades to 0 where its greatest score falls from -64 to -77. Where they
     are many, there are no such ends. The sum of exp(x - m) |values| must stay below 2^14, of which
-    exp(x - m) is e at most: the ring of that product holds no more.
+    exp(x - m) is e at most: the ring of that product holds no more. The context itself must stay
+    below 2^12: beside its total's inverse it has 50 fractional bits.
     """
 
     name = "softmax"
@@ -191,6 +193,7 @@ class Attend(Operation):
         weights = result.weights / result.weights.amax(-1, keepdim=True)
         weights = spread(weights) if spread else weights
         yield WEIGHTED, math.e * (weights @ values.abs())
+        yield CONTEXT, result.context
 
 
 def _seen(scores: Value, visible: torch.Tensor | None) -> Value:

@@ -53,14 +53,16 @@ def test_comparisons_are_exact_up_to_2_to_the_15(profile: str) -> None:
 
 
 def test_the_greatest_and_their_order_are_exact() -> None:
-    x = FAR.flip(0).repeat(2, 1)
+    order = torch.randperm(len(FAR), generator=torch.Generator().manual_seed(5))
+    x = torch.stack([FAR.flip(0), FAR[order]])
     assert torch.equal(checked(partial(maximum, dim=1), x), x.amax(1, keepdim=True))
     done = perform(partial(extrema, dim=1), [x])
     assert torch.equal(done.values[0], x.amax(1)) and torch.equal(done.values[1], x.amin(1))
     plain = PlainMachine(SETTING)
     assert torch.equal(checked(rank, x), rank(plain, x))
     assert torch.equal(checked(partial(top_k, k=5), x), top_k(plain, x, 5))
-    assert torch.equal(checked(argmax, x), x.argmax(-1).double())
+    near = x / 8  # elements of a row stay within 2^12 of each other
+    assert torch.equal(checked(argmax, near), near.argmax(-1).double())
 
 
 @pytest.mark.parametrize("keep", [7, 16])

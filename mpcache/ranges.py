@@ -80,6 +80,12 @@ class Ranges:
     caches: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def shown(self) -> str:
+        """What was read: ``2 windows of 512 tokens of TEXT``."""
+        plural = "s" * (self.windows > 1)
+        return f"{self.windows} window{plural} of {self.tokens} tokens of {self.text}"
+
     @cached_property
     def nearest(self) -> Row:
         """The row with the least margin."""
@@ -273,9 +279,8 @@ def known(ranges: Ranges | None, why: str) -> Known:
     margin = f"calibrated: margin of {row.margin} bits at least ({row.where})"
     if row.margin < 0:
         margin = f"calibrated: {row.where} goes {-row.margin} bits beyond its range and saturates"
-    shown = f"{ranges.windows} windows of {ranges.tokens} tokens of {ranges.text}"
     return replace(
-        Known(f"{margin}, on {shown}"),
+        Known(f"{margin}, on {ranges.shown}"),
         margin_bits=row.margin,
         operation=row.operation,
         what=row.what,

@@ -234,7 +234,7 @@ def test_the_command(tiny: Path, tmp_path: Path) -> None:
     command = ["calibrate", "--model", str(tiny), "--text", str(text), "--windows", "1"]
     said = CliRunner().invoke(app, [*command, "--tokens", "32", "--out", str(tmp_path / "r.json")])
     assert said.exit_code == 0, said.output
-    assert "1 windows of 32 tokens of words.txt" in " ".join(said.output.split())
+    assert "1 window of 32 tokens of words.txt" in " ".join(said.output.split())
     assert "sum of squares" in " ".join(said.output.split()) and not (tiny / FILE).exists()
     assert json.loads((tmp_path / "r.json").read_text())["caches"] == ["full", "mpcache"]
 

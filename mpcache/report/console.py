@@ -96,8 +96,7 @@ def print_ranges(console: Console, ranges: Ranges) -> None:
     from mpcache.ranges import worst
 
     console.print(
-        f"{escape(ranges.model)}, {ranges.windows} windows of {ranges.tokens} tokens of"
-        f" {escape(ranges.text)}, caches {', '.join(ranges.caches)}",
+        f"{escape(ranges.model)}, {escape(ranges.shown)}, caches {', '.join(ranges.caches)}",
         soft_wrap=True,
     )
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from mpcache.models.folding import Folded, folded_shapes
+from mpcache.models.fusing import Fused, fused_groups
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import gated, gelu, relu, silu
@@ -57,38 +55,28 @@ class Model:
 
 ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu}
 ADDED = ("embed.positions",)  # matrices whose rows are added, not multiplied
-FUSED = {
-    "attention.input": ("attention.query", "attention.key", "attention.value"),
-    "ffn.input": ("ffn.gate", "ffn.up"),
-}
 
 
-def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value] | None) -> Model:
-    """Bring the owner's weights into the machine, matrices with a common input side by side.
-
-    Norms are folded into the matrices around them: see `models.folding`.
+def load_weights(
+    machine: Machine,
+    spec: ModelSpec,
+    tensors: Mapping[str, Value] | None,
+    shares: Mapping[str, Value] | None = None,
+) -> Model:
+    """Bring the weights into the machine, as `models.fusing` makes them.
 
     Args:
         tensors: the weights in the clear by canonical name, at their owner and in the twin; None
             elsewhere and in the cost reading.
+        shares: where weights are shared, this party's own of each that `fused_groups` names.
     """
-    shapes = folded_shapes(spec)
-    given = None if tensors is None else Folded(spec, tensors)
-    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in shapes}
-    for layer in range(spec.layers):
-        for fused, parts in FUSED.items():
-            for suffix in ("", ".bias"):
-                names = [f"layers.{layer}.{part}{suffix}" for part in parts]
-                names = [name for name in names if groups.pop(name, None)]
-                if names:
-                    groups[f"layers.{layer}.{fused}{suffix}"] = tuple(names)
+    given = Fused(spec, tensors) if shares is None and tensors is not None else shares
     weights: dict[str, Value] = {}
-    for name, parts in groups.items():
-        shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
-        tensor = None if given is None else torch.cat([given[part] for part in parts], -1)
-        tensor = None if tensor is None else tensor.contiguous()  # products read rows in order
-        put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
-        weights[name] = put(name, tensor, shape)
+    for name, group in fused_groups(spec).items():
+        tensor = None if given is None else given[name]
+        matrix = len(group.shape) == 2 and name not in ADDED
+        put = machine.matrix if matrix else machine.weight
+        weights[name] = put(name, tensor, group.shape)
     return Model(spec, weights)
 
 

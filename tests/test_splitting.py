@@ -59,7 +59,11 @@ def halves(folder: Path, spec: ModelSpec) -> list[WeightShares]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    splitting.split(source(SPECS["llama"]), 16, tmp_path / "split", QUIET)
+    before = os.umask(0)  # modes come from the program
+    try:
+        splitting.split(source(SPECS["llama"]), 16, tmp_path / "split", QUIET)
+    finally:
+        os.umask(before)
     return tmp_path / "split"
 
 

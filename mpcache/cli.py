@@ -26,6 +26,8 @@ from mpcache.cli_options import (
     Protocol,
     Report,
     Sets,
+    Shares,
+    Sharing,
     StoreOf,
     Temperature,
     Threads,
@@ -93,6 +95,8 @@ def launch(
     threads: Threads = None,
     chat: Chat = None,
     store: StoreOf = None,
+    sharing: Sharing = None,
+    shares: Shares = None,
 ) -> None:
     """Start all parties on this host, generate, compare with the plaintext twin, report."""
     resolved = configured(
@@ -114,6 +118,8 @@ def launch(
         threads=threads,
         chat=chat,
         store=store,
+        sharing=sharing,
+        shares=shares,
     )
     resolved = _with_prompt(resolved)
     from mpcache import launching
@@ -134,6 +140,8 @@ def party(
     temperature: Temperature = None,
     sets: Sets = None,
     store: StoreOf = None,
+    sharing: Sharing = None,
+    shares: Shares = None,
 ) -> None:
     """Run one party on this host; the client's party is the one that takes the prompt."""
     resolved = configured(
@@ -143,6 +151,8 @@ def party(
         prompt_file=prompt_file,
         temperature=temperature,
         store=store,
+        sharing=sharing,
+        shares=shares,
     )
     if not 0 <= rank < resolved.parties:
         raise UsageError(
@@ -183,6 +193,7 @@ def deal(
     temperature: Temperature = None,
     cache: Cache = None,
     threads: Threads = None,
+    sharing: Sharing = None,
 ) -> None:
     """Be the dealer of a two-party run, or deal runs ahead; it learns lengths, nothing secret."""
     ahead = {"--sessions": sessions, "--prompt-tokens": prompt_tokens, "--store": store}
@@ -201,6 +212,7 @@ def deal(
         temperature=temperature,
         cache=cache,
         threads=threads,
+        sharing=sharing,
     )
     if prompt_tokens is not None and sessions is not None:
         from mpcache import stores
@@ -248,6 +260,21 @@ def generate(
 
 app.command()(cost)
 app.command()(calibrate)
+
+
+@app.command()
+def split(
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    model: Model = None,
+    weights: Weights = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Split a model's weights into two parties' shares, at their owner: for sharing: shared."""
+    resolved = configured(config, sets, model=model, weights=weights)
+    from mpcache import splitting
+
+    _finish(splitting.split_main(resolved, out, new_console()))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from mpcache.cli_options import (
     Parties,
     Protocol,
     Sets,
+    Sharing,
     configured,
     new_console,
 )
@@ -32,6 +33,7 @@ def cost(
     protocol: Protocol = None,
     cache: Cache = None,
     network: Network = None,
+    sharing: Sharing = None,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -51,6 +53,7 @@ def cost(
         protocol=protocol,
         cache=cache,
         network=network,
+        sharing=sharing,
     )
     from mpcache import launching
 

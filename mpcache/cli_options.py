@@ -47,6 +47,17 @@ StoreOf = Annotated[
     str | None,
     typer.Option("--store", help="Correlations dealt ahead: what `mpcache deal` wrote there."),
 ]
+Sharing = Annotated[
+    str | None,
+    typer.Option(
+        help="owner: party 0 has the weights; shared: each party a share of them, so that neither"
+        " knows them (protocol dealer)."
+    ),
+]
+Shares = Annotated[
+    str | None,
+    typer.Option(help="With --sharing shared: the shares that `mpcache split` wrote there."),
+]
 Verify = Annotated[
     bool | None,
     typer.Option("--verify/--no-verify", help="Testing aid: open logits and compare them."),

@@ -32,7 +32,7 @@ BUILT_IN_PROMPT = (
 )
 MOST_TEMPERATURE = 10.0  # noise times it leaves logits room: see `protocols.groups`
 # What the parties need not agree on: the client's secret, and what concerns one host alone.
-_LOCAL_KEYS = ("prompt", "prompt_file", "report", "store", "threads", "device")
+_LOCAL_KEYS = ("prompt", "prompt_file", "report", "store", "shares", "threads", "device")
 _LOCAL_NETWORK_KEYS = ("addresses", "keys", "timeout_s", "connect_timeout_s")
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -200,6 +200,14 @@ class RunConfig(_Section):
     store: str | None = Field(
         None, min_length=1, description="a folder of correlations dealt ahead, or nothing"
     )
+    sharing: Literal["owner", "shared"] = Field(
+        "owner",
+        description="owner (party 0 has the weights) or shared (each party a share, protocol"
+        " dealer)",
+    )
+    shares: str | None = Field(
+        None, min_length=1, description="a folder that `mpcache split` wrote, or nothing"
+    )
     ring: RingConfig = RingConfig()
     truncation: Literal["exact", "local"] = Field(
         "exact", description="exact or local (protocol crypten has local alone)"
@@ -269,6 +277,7 @@ class RunConfig(_Section):
                 f"store: protocol {self.protocol} takes nothing from a store; leave it out or set"
                 " protocol: dealer"
             )
+        self._check_sharing()
         if self.temperature and self.protocol != "dealer":
             raise ValueError(
                 f"temperature {self.temperature:g}: protocol {self.protocol} does not draw tokens,"
@@ -286,6 +295,23 @@ class RunConfig(_Section):
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("prompt and prompt_file are both set; keep one of them")
         return self
+
+    def _check_sharing(self) -> None:
+        if self.sharing == "shared" and self.protocol != "dealer":
+            raise ValueError(
+                f"sharing: shared is for protocol dealer (2 parties); protocol {self.protocol}"
+                " shares the weights of their owner anyway: leave sharing out"
+            )
+        if self.sharing == "shared" and self.cache.policy == "attention-gate":
+            raise ValueError(
+                "cache.policy: attention-gate has gates, which are weights that party 0 would have"
+                " in the clear; choose another policy, or sharing: owner"
+            )
+        if self.shares is not None and self.sharing != "shared":
+            raise ValueError(
+                "shares: a folder of shares is read with sharing: shared alone; set that, or leave"
+                " shares out"
+            )
 
     @property
     def processes(self) -> int:

@@ -48,7 +48,9 @@ from mpcache.report.record import (
 )
 from mpcache.screen import Screen, write
 from mpcache.session import encode_prompt
+from mpcache.splitting import check_shares, ready
 from mpcache.stores import check_both, party_folder
+from mpcache.weight_memory import check_memory
 
 # In suite crypten tensors as big as the weights come and go at every product; keeping their
 # pages saves a third of the time.
@@ -79,7 +81,7 @@ def launch(config: RunConfig, console: Console) -> int:
     write_config(folder, config)
     console.print(
         f"{escape(source.spec.name)} ({source.kind}, {escape(source.origin)}), {len(ids)} prompt"
-        f" tokens, {config.parties} parties, protocol {config.protocol}, cache"
+        f" tokens, {config.parties} parties, protocol {config.protocol}{_sharing(config)}, cache"
         f" {config.cache.policy}{escape(f', {supply}' * bool(supply))}",
         soft_wrap=True,
     )
@@ -94,7 +96,8 @@ def launch(config: RunConfig, console: Console) -> int:
         with console.status("plaintext twin"):
             plain = Twin(config, source.spec, source.lazy()).generate(ids)
         gc.collect()  # the twin's weights make room for the parties'
-        _run_parties(config, run_id, ids, screen)
+        with ready(config, source, console) as able:
+            _run_parties(able, run_id, ids, screen)
         prediction = predicting.result()
     if set(screen.results) != set(range(config.parties)):
         raise MpcacheError("a party ended without its result; no report can be made")
@@ -136,6 +139,10 @@ def _ranges_of(config: RunConfig, source: Source) -> tuple[ranges.Ranges | None,
         return None, ranges.Known("not calibrated: the weights are synthetic")
     found, why = ranges.load(source)
     return found, ranges.known(found, why)
+
+
+def _sharing(config: RunConfig) -> str:
+    return " with shared weights" * (config.sharing == "shared")
 
 
 class _Stopped(Exception):
@@ -249,36 +256,31 @@ def _predicted_seconds(config: RunConfig, prediction: Prediction) -> dict[str, f
 def _prepare(config: RunConfig, console: Console) -> tuple[Source, list[int]]:
     """Find every mistake that can be found before any work starts."""
     check_device(config)
-    source = find(config.model, config.weights, config.seed)
-    source.check()
+    source = _twins_weights(config)
     ids = encode_prompt(config, source, read_prompt(config))
     check_prompt(source, ids, config.max_new_tokens)
     policy_of(config, len(ids)).fitted(source.spec).require(source.spec)
-    check_memory(config, source)
+    check_memory(config, source.spec)
+    check_shares(config, source)
     if source.notice:
         print_warnings(console, [source.notice])
     return source, ids
 
 
-# Bytes a weight that a suite needs at the least: in suite dealer 2 at the owner and 8 at party 1;
-# in suite crypten 8 at each party, and half as much while the largest products are under way.
-_WEIGHT_BYTES = {"dealer": 2 + 8, "crypten": 8 + 4}
-
-
-def check_memory(config: RunConfig, source: Source) -> None:
-    """Refuse a model whose shares cannot fit, instead of being killed half-way."""
-    weights = source.spec.parameters
-    each = _WEIGHT_BYTES[config.protocol] * (config.parties if config.protocol == "crypten" else 1)
+def _twins_weights(config: RunConfig) -> Source:
+    """The model, checked: the twin reads it, also where parties need shares alone."""
     try:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return
-    if weights * each > available:
+        source = find(config.model, config.weights, config.seed)
+        source.check()
+    except UsageError as error:
+        if config.shares is None:
+            raise
         raise UsageError(
-            f"{source.spec.name} has {weights / 1e9:.1f} billion weights: the parties"
-            f" take {weights * each / 1e9:.0f} GB, and this machine has {available / 1e9:.0f} GB;"
-            " choose a smaller model, or run each party on a host of its own (mpcache party)"
-        )
+            f"{error}; launch compares the parties with a plaintext twin, which needs the model"
+            f" beside the shares {config.shares}: give it, or run the parties with `mpcache party`,"
+            " which need none"
+        ) from None
+    return source
 
 
 def check_device(config: RunConfig) -> None:
@@ -297,13 +299,14 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Scr
     """
     with tempfile.TemporaryDirectory(prefix="mpcache-") as scratch:
         path = _party_config(config, Path(scratch))
+        shared = config.sharing == "shared"
         program = [sys.executable, "-m", "mpcache", "party", "--config", str(path), "--events"]
         commands = [
             PartyCommand(
                 rank,
                 peer_name(rank),
-                [*program, "--rank", str(rank), *_store_of(config, rank)],
-                {"session": run_id, "store_verified": config.store is not None}
+                [*program, "--rank", str(rank), *_folders_of(config, rank)],
+                {"session": run_id, "verified": config.store is not None or shared}
                 | ({"prompt": list(ids)} if rank == config.client else {}),
                 os.environ | (_KEEP_PAGES if config.protocol == "crypten" else {}),
             )
@@ -319,17 +322,22 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Scr
         raise MpcacheError(message)
 
 
-def _store_of(config: RunConfig, rank: int) -> list[str]:
-    """Each party is told of its own store alone."""
-    if config.store is None:
-        return []
-    return ["--store", str(party_folder(Path(config.store).absolute(), rank))]
+def _folders_of(config: RunConfig, rank: int) -> list[str]:
+    """Each party is told of its own store, and of its own share of the weights, alone."""
+    named = {"--store": config.store, "--shares": config.shares}
+    return [
+        part
+        for option, folder in named.items()
+        if folder is not None
+        for part in (option, str(party_folder(Path(folder).absolute(), rank)))
+    ]
 
 
 def _party_config(config: RunConfig, scratch: Path) -> Path:
     """Write what the parties need: addresses and throw-away keys filled in, the prompt left out."""
     values = yaml.safe_load(to_yaml(config))
     values["device"] = "cpu"  # the twin's is not theirs
+    values["shares"] = None  # each party is told of its own
     network = values["network"]
     if not network["addresses"]:
         addresses = loopback_addresses(config.processes)

@@ -31,10 +31,16 @@ from mpcache.protocols.ledger import Ledger
 from mpcache.stores import opened
 
 
-def greeting(config: RunConfig, rank: int, spec: ModelSpec, session: str) -> Hello:
-    """What this party says that it is about to run."""
+def greeting(
+    config: RunConfig, rank: int, spec: ModelSpec, session: str, shares: str = ""
+) -> Hello:
+    """What this party says that it is about to run.
+
+    Args:
+        shares: the name of the split that its share of the weights is of, if it has one.
+    """
     world = len(_hosts(config))
-    return Hello(__version__, digest(config), spec.digest(), rank, world, session)
+    return Hello(__version__, digest(config), spec.digest(), rank, world, session, shares)
 
 
 def endpoint(config: RunConfig, rank: int) -> Endpoint:

@@ -56,6 +56,7 @@ def setting_of(config: RunConfig) -> Setting:
         truncation=config.truncation,
         profile=config.profile,
         verify=config.verify,
+        sharing=config.sharing,
     )
 
 
@@ -193,6 +194,7 @@ def run_secure(
     prompt: Sequence[int] | None,
     on_token: OnToken | None = None,
     dealt: Dealt | None = None,
+    shares: Mapping[str, torch.Tensor] | None = None,
 ) -> Generation:
     """One party's run over connected wires.
 
@@ -200,6 +202,7 @@ def run_secure(
         tensors: the weights, at their owner; None elsewhere.
         prompt: the token ids, at the client; None elsewhere.
         dealt: what the dealer gave this party, in suite `dealer`.
+        shares: this party's shares of the weights, where `sharing` is shared; no `tensors` then.
 
     Raises:
         PeerError: see `Wires.exchange`.
@@ -215,7 +218,7 @@ def run_secure(
                     f" was dealt for {dealt.prompt_tokens}"
                 )
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
-            model = load_weights(machine, spec, tensors)
+            model = load_weights(machine, spec, tensors, shares)
         request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
 

@@ -35,6 +35,8 @@ from mpcache.protocols.ledger import Ledger, Scopes
 from mpcache.report.files import run_folder, write_atomic
 from mpcache.report.machine import peak_memory_bytes
 from mpcache.report.record import DealerRecord
+from mpcache.weight_memory import check_memory
+from mpcache.weight_shares import Header, shares_of
 
 BY_HAND = "by hand"
 BUILT_IN_TOKENS = 128
@@ -61,7 +63,7 @@ def party_main(
             voice,
             secrets.get("prompt"),
             _session_of(secrets),
-            verified=bool(secrets.get("store_verified")),
+            verified=bool(secrets.get("verified")),
         )
     )
 
@@ -105,6 +107,9 @@ class _Launched:
         if session.corrections is not None:
             self.out.emit("dealt", **asdict(DealerRecord.ahead(session.dealt_bytes)))
 
+    def shares(self, header: Header) -> None:
+        """The launcher has checked them, and marks what is synthetic."""
+
     def result(self, record: dict[str, Any], result: Generation) -> None:
         for rows in result.choices:
             packed = base64.b64encode(rows.numpy().tobytes()).decode()
@@ -143,6 +148,15 @@ class _ByHand:
             flush=True,
         )
 
+    def shares(self, header: Header) -> None:
+        print(
+            f"party {self.rank}: its share of {header.model} ({header.weights} weights), split"
+            f" {header.split[:12]}",
+            file=self.err,
+        )
+        if header.weights == "synthetic":
+            print("warning: synthetic weights: the text is meaningless", file=self.err)
+
     def result(self, record: dict[str, Any], result: Generation) -> None:
         if self.decoder is not None:
             print(self.decoder.flush(), file=self.out, flush=True)
@@ -173,8 +187,14 @@ def _run(
     refuse_gpu(config)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
     owner, client = rank == config.owner, rank == config.client
+    shared = config.sharing == "shared"
     # The others need the model's public shape only, never its weights.
-    source = find(config.model, config.weights if owner else "synthetic", config.seed)
+    kind = config.weights if owner and not shared else "synthetic"
+    source = find(config.model, kind, config.seed)
+    shares = shares_of(config, rank, source.spec, verified)
+    if shares is not None:
+        check_memory(config, source.spec, rank)
+        voice.shares(shares.header)
     if owner:
         policy_of(config, 1).require(source.spec)
     ids = None
@@ -182,12 +202,13 @@ def _run(
         ids = _prompt_ids(config, source, prompt)
         if isinstance(voice, _ByHand):
             voice.decoder = source.tokenizer().stream()
-    tensors = source.lazy() if owner else None
+    tensors = source.lazy() if owner and not shared else None
     ledger = Ledger(rank, config.parties)
     ledger.on_enter = lambda path: _report_progress(voice, path)
     voice.where("connect")
     gc.freeze()  # what is loaded stays: collections need not look at it again
-    hello = greeting(config, rank, source.spec, session)
+    split = shares.header.split if shares is not None else ""
+    hello = greeting(config, rank, source.spec, session, split)
     length = len(ids) if ids is not None else None
     with ExitStack() as stack, torch.inference_mode():
         dealt = None
@@ -201,7 +222,9 @@ def _run(
         else:
             wires = stack.enter_context(connect(endpoint(config, rank), hello, ledger))
         try:
-            result = run_secure(config, source.spec, wires, tensors, ids, voice.token, dealt)
+            result = run_secure(
+                config, source.spec, wires, tensors, ids, voice.token, dealt, shares
+            )
             if dealt is not None and isinstance(dealt.corrections, CorrectionStream):
                 dealt.corrections.finish()
         except PeerError as error:

@@ -48,6 +48,7 @@ def terms_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int | None) -> d
         "protocol": config.protocol,
         "parties": config.parties,
         "owner": config.owner,
+        "sharing": config.sharing,
         "client": config.client,
         "ring": config.ring.model_dump(mode="json"),
         "truncation": config.truncation,

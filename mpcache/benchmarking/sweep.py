@@ -119,11 +119,11 @@ class Sweep:
                 " all for the whole model"
             )
         if self.layers is None:
-            from mpcache.launching import check_memory
+            from mpcache.weight_memory import check_memory
 
             for protocol, parties in itertools.product(self.protocols, self.parties):
                 config = {"model": self.model, "protocol": protocol, "parties": parties}
-                check_memory(load_config(None, config), source)
+                check_memory(load_config(None, config), source.spec)
 
     def spec(self) -> ModelSpec:
         return registry.find(self.model, "synthetic", 0).spec

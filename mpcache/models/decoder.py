@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-import torch
-
-from mpcache.models.folding import Folded, folded_shapes
+from mpcache.models.fusing import Fused, fused_groups
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import gated, gelu, relu, silu
@@ -59,59 +57,31 @@ class Model:
 
 ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu}
 ADDED = ("embed.positions",)  # matrices whose rows are added, not multiplied
-FUSED = {
-    "attention.input": ("attention.query", "attention.key", "attention.value"),
-    "ffn.input": ("ffn.gate", "ffn.up"),
-}
 
 
-def load_weights(machine: Machine, spec: ModelSpec, tensors: Mapping[str, Value] | None) -> Model:
-    """Bring the owner's weights into the machine, matrices with a common input side by side.
-
-    Norms are folded into the matrices around them: see `models.folding`. Layer by layer, each in a
-    scope of its own.
+def load_weights(
+    machine: Machine,
+    spec: ModelSpec,
+    tensors: Mapping[str, Value] | None,
+    shares: Mapping[str, Value] | None = None,
+) -> Model:
+    """Bring the weights into the machine as `models.fusing` makes them, each layer in a scope.
 
     Args:
         tensors: the weights in the clear by canonical name, at their owner and in the twin; None
             elsewhere and in the cost reading.
+        shares: where weights are shared, this party's own of each that `fused_groups` names.
     """
-    shapes = folded_shapes(spec)
-    given = None if tensors is None else Folded(spec, tensors)
+    given = Fused(spec, tensors) if shares is None and tensors is not None else shares
     weights: dict[str, Value] = {}
-    for layer, named in groupby(_groups(spec, shapes), lambda group: group[0]):
+    for layer, named in groupby(fused_groups(spec).items(), lambda item: item[1].layer):
         with nullcontext() if layer is None else machine.scope(f"layer{layer}"):
-            for _, name, parts in named:
-                shape = (*shapes[parts[0]][:-1], sum(shapes[part][-1] for part in parts))
-                tensor = None if given is None else torch.cat([given[part] for part in parts], -1)
-                tensor = None if tensor is None else tensor.contiguous()  # products read rows
-                put = machine.matrix if len(shape) == 2 and name not in ADDED else machine.weight
-                weights[name] = put(name, tensor, shape)
+            for name, group in named:
+                tensor = None if given is None else given[name]
+                matrix = len(group.shape) == 2 and name not in ADDED
+                put = machine.matrix if matrix else machine.weight
+                weights[name] = put(name, tensor, group.shape)
     return Model(spec, weights)
-
-
-Group = tuple[int | None, str, tuple[str, ...]]
-
-
-def _groups(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
-    """(layer, name, parts that lie side by side under it) of every weight, layer by layer.
-
-    Before the layers comes what is embedded, behind them the head, both without a layer.
-    """
-    left = dict.fromkeys(shapes)
-    groups: list[Group] = [(None, name, (name,)) for name in left if name.startswith("embed.")]
-    for layer in range(spec.layers):
-        prefix = f"layers.{layer}."
-        for fused, parts in FUSED.items():
-            for suffix in ("", ".bias"):
-                names = tuple(f"{prefix}{part}{suffix}" for part in parts)
-                names = tuple(name for name in names if name in left)
-                if names:
-                    groups.append((layer, f"{prefix}{fused}{suffix}", names))
-                for name in names:
-                    del left[name]
-        groups += [(layer, name, (name,)) for name in left if name.startswith(prefix)]
-    inside = ("embed.", "layers.")
-    return groups + [(None, name, (name,)) for name in left if not name.startswith(inside)]
 
 
 def forward(

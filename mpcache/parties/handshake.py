@@ -32,7 +32,11 @@ _SHOWN = 12  # characters of a digest in a message
 
 @dataclass(frozen=True)
 class Hello:
-    """What a party is about to run. All but `rank` must be equal at both ends."""
+    """What a party is about to run. All but `rank` must be equal at both ends.
+
+    `shares` names the split that a party's share of the weights is of; who has none, as the dealer,
+    leaves it empty and agrees with all.
+    """
 
     version: str
     config_digest: str
@@ -40,6 +44,7 @@ class Hello:
     rank: int
     world: int
     session: str
+    shares: str = ""
 
 
 class Refused(Exception):
@@ -94,6 +99,8 @@ def _agree(sock: socket.socket, mine: Hello, expected: Sequence[int]) -> int:
             if theirs not in expected:
                 wanted = " or ".join(map(str, expected))
                 raise Refused(f"rank is {theirs}, expected {wanted}")
+        elif field.name == "shares" and not (ours and theirs):
+            continue
         elif ours != theirs:
             raise Refused(
                 f"{field.name} differs: {_short(field.name, ours)} at {peer_name(mine.rank)},"

@@ -1,7 +1,8 @@
 """The suite `dealer`: two parties, correlated randomness from a dealer that is not online.
 
 Secure against a semi-honest party as long as no two of {party 0, party 1, dealer} collude. Party 0
-owns the weights and works with them in the clear; party 1 never learns them.
+owns the weights and works with them in the clear, and party 1 never learns them; or, where the
+setting says that they are shared, each party has a share of them and neither learns them.
 
 Primitives are plays (`plays`): those that do not depend on each other can be played together.
 """
@@ -30,7 +31,7 @@ from mpcache.protocols.correlation import (
 )
 from mpcache.protocols.dealer_tables import Tables
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
-from mpcache.protocols.secret import Kept, Secret
+from mpcache.protocols.secret import Kept, Secret, SharedWeight
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.tokens import Tokens
 from mpcache.protocols.wire import Words, as_words
@@ -174,19 +175,60 @@ class DealerSuite(Tables):
         known = not self.hollow and self.rank == self.setting.client
         return Tokens(ids if known else None, count, vocab)
 
+    @property
+    def shared_weights(self) -> bool:
+        """Whether weights are given as each party's own share."""
+        return self.setting.sharing == "shared"
+
+    def weight(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        """A weight that is added, or multiplied element by element: nothing is sent."""
+        if not self.shared_weights:
+            return super().weight(value, shape, frac)
+        if self.hollow:
+            return self._made(shape, frac)
+        return Secret(_known(value, shape), frac)
+
     def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
-        """A weight for products: party 0 sends W - B once, party 1 keeps it."""
+        """A weight for products: party 0 sends W - B once, party 1 keeps it.
+
+        Where weights are shared both send their share of W less their share of B, and keep W - B:
+        a product opens the other operand alone (`_beaver`).
+        """
+        if self.shared_weights:
+            return self._shared_matrix(value, shape, frac)
         mask = self.weight_mask(shape)
         own = [] if self.hollow or self.rank else [_known(value, shape) - mask()]
         (got,) = self._ask([Ask("weight", ([as_words(shape)], []), own)])
         if self.hollow:
             return OwnedWeight(self._made(shape, frac).share, frac, mask)
         kept = _compact(_known(value, shape)) if self.rank == 0 else got[0]
-        return OwnedWeight(kept, frac, _no_mask)
+        return OwnedWeight(kept, frac, no_mask)
+
+    def _shared_matrix(
+        self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int
+    ) -> SharedWeight:
+        whole, first = self.shared_masks(shape)
+        words = [as_words(shape)]
+        if self.hollow:
+            self.play(self.opening("weight", [], words))
+            return SharedWeight(self._made(shape, frac).share, frac, -1, whole, first)
+        mask = whole()
+        assert mask is not None
+        (opened,) = self.play(self.opening("weight", [_known(value, shape) - mask], words))
+        return SharedWeight(opened, frac, self.rank, whole, first)
+
+    def shared_masks(
+        self, shape: tuple[int, ...]
+    ) -> tuple[Callable[[], torch.Tensor | None], Callable[[], torch.Tensor]]:
+        """How to get the next shared weight's mask: see `SharedWeight.whole` and `first`.
+
+        Each party's share of it is of its own seed, by the weight's number.
+        """
+        return no_mask, no_mask
 
     def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         """How to get the next weight's mask B: from party 0's seed, by the weight's number."""
-        return _no_mask
+        return no_mask
 
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
         self.opened(why, "everyone" if to is None else "client", x.share.numel())
@@ -509,7 +551,7 @@ def _matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _known(value: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
     if value is None or tuple(value.shape) != shape:
-        raise MpcacheError(f"the owner has no weight of shape {list(shape)}")
+        raise MpcacheError(f"this party has no weight of shape {list(shape)}")
     return value
 
 
@@ -522,5 +564,5 @@ def _compact(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _no_mask() -> torch.Tensor:
+def no_mask() -> torch.Tensor:
     raise MpcacheError("only the dealer knows a weight's mask")

@@ -11,11 +11,14 @@ import torch
 
 from mpcache.protocols.channel import Channel
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
-from mpcache.protocols.dealer import DealerSuite, Messages, OwnedWeight, Specs
+from mpcache.protocols.dealer import DealerSuite, Messages, OwnedWeight, Specs, no_mask
 from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.work import Kind, held_bytes
+
+Make = Callable[[], torch.Tensor]
+SharedMasks = tuple[Callable[[], torch.Tensor | None], Make]
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 
@@ -65,6 +68,11 @@ class OnlineDealer(DealerSuite):
         number = self._weights
         return lambda: self.seed.branch(number).ring(shape)
 
+    def shared_masks(self, shape: tuple[int, ...]) -> SharedMasks:
+        self._weights += 1
+        mask = self.seed.branch(self._weights).ring(shape)  # kept: a product takes it every time
+        return lambda: mask, no_mask
+
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return self.seed.ring(shape)
 
@@ -98,6 +106,9 @@ class CountingDealer(DealerSuite):
 
     def cut_locally(self, x: Secret, bits: int) -> None:
         self.prediction.cut(x.frac, bits, x.share.numel())
+
+    def shared_masks(self, shape: tuple[int, ...]) -> SharedMasks:
+        return lambda: None, no_mask
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         self.prediction.called("keep", 8 * math.prod(shape))
@@ -149,6 +160,33 @@ class Dealing(DealerSuite):
         self._room -= size
         kept = self.seeds[0].branch(number).ring(shape)
         return lambda: kept
+
+    def shared_masks(self, shape: tuple[int, ...]) -> SharedMasks:
+        self._weights += 1
+        number = self._weights
+
+        def first() -> torch.Tensor:
+            return self.seeds[0].branch(number).ring(shape)
+
+        def whole() -> torch.Tensor:
+            return first() + self.seeds[1].branch(number).ring(shape)
+
+        return self._held(whole, shape), self._held(first, shape)
+
+    def _held(self, make: Make, shape: tuple[int, ...]) -> Make:
+        """As `make`, once where there is room: what is never asked for is never made."""
+        size, kept = 8 * math.prod(shape), list[torch.Tensor]()
+
+        def get() -> torch.Tensor:
+            if kept:
+                return kept[0]
+            made = make()
+            if size <= self._room:
+                self._room -= size
+                kept.append(made)
+            return made
+
+        return get
 
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:
         return self.seeds[0].ring(shape) + self.seeds[1].ring(shape)

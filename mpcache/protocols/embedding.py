@@ -16,6 +16,12 @@ Party 0 sees c and h XOR a_t: uniform bits, since each is masked by its own bit 
 used for this token alone. Party 1 sees m1 and d, masked by m0 and q of party 0's seed. So each
 message is uniform whatever the token and the table are, and independent of all else that its
 receiver holds.
+
+Where the table is shared, both parties know E' = E - B with B = B0 + B1, party r has B_r, and E[t]
+= E'[t] + B1[t] + B0[t]. Party 1, which has t, looks the first two up. B0 is a table that party 0
+has: its row comes by the steps above with B0 in the place of E and, at the dealer, of B, so that
+what party 1 has of it, E - B, is 0 there. The messages and their masks are the same, and so is what
+they tell; looking up sends nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from mpcache.kernels.bits import bit_product, packed_bytes
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import Correlation, Piece, Pieces
 from mpcache.protocols.dealer import DealerSuite, OwnedWeight
-from mpcache.protocols.secret import Secret
+from mpcache.protocols.secret import Secret, SharedWeight
 from mpcache.protocols.tokens import Tokens
 
 
@@ -61,20 +67,21 @@ class Chosen(Correlation):
 
 
 def embedded(suite: DealerSuite, tokens: Tokens, table: Secret) -> Secret:
-    """The rows of an owner's `table` [vocab, width] at the client's tokens: [tokens, width]. Exact.
+    """The rows of a `table` [vocab, width] at the client's tokens: [tokens, width]. Exact.
 
     Two messages: about vocab / 8 bytes a token from party 1, and 8 width from party 0.
 
     Raises:
-        MpcacheError: the table is not an owner's matrix, or has another vocabulary.
+        MpcacheError: the table is no weight for products, or has another vocabulary.
     """
     vocab, width = table.shape
-    if not isinstance(table, OwnedWeight) or vocab != tokens.vocab:
+    if not isinstance(table, OwnedWeight | SharedWeight) or vocab != tokens.vocab:
         raise MpcacheError(
-            f"tokens of {tokens.vocab} need an owner's matrix of as many rows, not {table!r}"
+            f"tokens of {tokens.vocab} need a weight matrix of as many rows, not {table!r}"
         )
     count, shape = tokens.count, (tokens.count, width)
-    pieces = suite.draw(Chosen(count, vocab, width, table.mask))
+    mask = table.first if isinstance(table, SharedWeight) else table.mask
+    pieces = suite.draw(Chosen(count, vocab, width, mask))
     to_owner, to_client = [Spec((count, packed_bytes(vocab + 1)), torch.uint8)], [Spec(shape)]
     if suite.hollow:
         suite.pass_on("chosen", 1, to_owner, list)
@@ -82,16 +89,21 @@ def embedded(suite: DealerSuite, tokens: Tokens, table: Secret) -> Secret:
         return Secret(torch.empty(shape, dtype=torch.int64, device="meta"), table.frac)
     if suite.rank == 0:
         (hidden,) = suite.pass_on("chosen", 1, to_owner, list)
-        row = bit_product(hidden, table.share) - pieces["q"]
+        rows = table.mask if isinstance(table, SharedWeight) else table.share
+        assert rows is not None
+        row = bit_product(hidden, rows) - pieces["q"]
         suite.pass_on("row", 0, to_client, lambda: [row])
         return Secret(_sign(_bit(hidden, vocab)) * pieces["m"], table.frac)
     bits, ids = pieces["bits"], tokens.known()
     turned = _bit(bits, ids)
     hidden = _flipped(bits, ids, vocab, turned)
     suite.pass_on("chosen", 1, to_owner, lambda: [hidden])
-    own = bit_product(bits, table.share)
+    own = 0 if isinstance(table, SharedWeight) else bit_product(bits, table.share)
     (row,) = suite.pass_on("row", 0, to_client, list)
     share = _sign(turned) * (row - own) + _sign(_bit(hidden, vocab)) * pieces["m"]
+    if isinstance(table, SharedWeight):
+        assert table.mask is not None
+        share += table.opened[ids.squeeze(1)] + table.mask[ids.squeeze(1)]
     return Secret(share, table.frac)
 
 

@@ -146,7 +146,11 @@ class Machine(ABC):
 
     @abstractmethod
     def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
-        """The owner's weight; `tensor` is None at every other party and in the cost reading."""
+        """The owner's weight; `tensor` is None at every other party and in the cost reading.
+
+        On shares, where the setting says that weights are shared, it is each party's own share
+        instead, in ring elements.
+        """
 
     @abstractmethod
     def matrix(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
@@ -280,9 +284,13 @@ class Suite(ABC):
             keep: values are told apart to 2^-keep.
         """
 
-    def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
-        """A weight for `matmul`, ring elements that the owner holds (None elsewhere)."""
+    def weight(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        """A weight, ring elements that the owner holds (None elsewhere)."""
         return self.share(value, shape, frac, self.setting.owner)
+
+    def matrix(self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int) -> Secret:
+        """As `weight`, for `matmul`."""
+        return self.weight(value, shape, frac)
 
     def coarse(self, x: Secret, frac: int) -> Secret:
         """x with `frac` fractional bits at least, where that is free: see the suite dealer."""
@@ -312,6 +320,12 @@ class Suite(ABC):
     @abstractmethod
     def open(self, x: Secret, to: int | None, why: str) -> torch.Tensor | None:
         """Ring elements at party `to` (at everyone if None), None elsewhere."""
+
+
+def encoded(public: torch.Tensor | float, frac: int) -> torch.Tensor:
+    """Numbers as ring elements with `frac` fractional bits, rounded to the nearest unit."""
+    exact = torch.as_tensor(public, dtype=torch.float64)
+    return torch.round(exact * 2.0**frac).to(torch.int64)
 
 
 class SecureMachine(Machine):
@@ -350,9 +364,7 @@ class SecureMachine(Machine):
 
     def encode(self, public: torch.Tensor | float, frac: int | None = None) -> torch.Tensor:
         """Public numbers as ring elements, rounded to the nearest unit."""
-        frac = self.setting.frac if frac is None else frac
-        exact = torch.as_tensor(public, dtype=torch.float64)
-        return torch.round(exact * 2.0**frac).to(torch.int64)
+        return encoded(public, self.setting.frac if frac is None else frac)
 
     def decode(self, ring: torch.Tensor, frac: int) -> torch.Tensor:
         """Ring elements as float64 numbers."""
@@ -385,16 +397,19 @@ class SecureMachine(Machine):
         return self.suite.tokens(ids, count, vocab)
 
     def weight(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
-        ring = self._owned(name, tensor, shape)
-        return self.suite.share(ring, shape, self.setting.frac, self.setting.owner)
+        return self.suite.weight(self._ring(name, tensor, shape), shape, self.setting.frac)
 
     def matrix(self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> Value:
-        return self.suite.matrix(self._owned(name, tensor, shape), shape, self.setting.frac)
+        return self.suite.matrix(self._ring(name, tensor, shape), shape, self.setting.frac)
 
-    def _owned(
+    def _ring(
         self, name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]
     ) -> torch.Tensor | None:
-        ring = None if tensor is None else self.encode(tensor)
+        """A weight's ring elements; those of a share are given."""
+        shared = self.setting.sharing == "shared"
+        if shared and tensor is not None and tensor.dtype != torch.int64:
+            raise MpcacheError(f"weight {name}: a share is int64, not {tensor.dtype}")
+        ring = tensor if shared or tensor is None else self.encode(tensor)
         if ring is not None and tuple(ring.shape) != shape:
             raise MpcacheError(f"weight {name}: expected {list(shape)}, not {list(ring.shape)}")
         return ring

@@ -226,6 +226,31 @@ class Kept(Secret):
         return Kept(self.opened, self.mask, self.frac, self.rank, min(width, self.width))
 
 
+class SharedWeight(Kept):
+    """A weight matrix that nobody knows, masked once in setup.
+
+    `opened` is W - B. `mask`, made by `whole`, is this party's share of B and all of B at the
+    dealer; `first` makes party 0's share of B at the dealer, and is not for others.
+    """
+
+    __slots__ = ("first", "whole")
+
+    def __init__(
+        self,
+        opened: torch.Tensor,
+        frac: int,
+        rank: int,
+        whole: Callable[[], torch.Tensor | None],
+        first: Callable[[], torch.Tensor],
+    ) -> None:
+        self.opened, self.frac, self.rank, self.width = opened, frac, rank, 64
+        self.whole, self.first = whole, first
+
+    @property
+    def mask(self) -> torch.Tensor | None:  # type: ignore[override]
+        return self.whole()
+
+
 def _without_data(shape: Sequence[int]) -> torch.Tensor:
     return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
 

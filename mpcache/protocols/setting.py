@@ -7,6 +7,7 @@ from typing import Literal
 
 Truncation = Literal["exact", "local"]
 Profile = Literal["lan", "wan"]
+Sharing = Literal["owner", "shared"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Setting:
             errs by a lot with small odds.
         verify: a testing aid: choices open to the client, for the twin to follow.
         profile: what the suite dealer saves where it has a choice: lan or wan, bytes or rounds.
+        sharing: who has the weights in suite dealer: their owner in the clear, or each party a
+            share, so that nobody knows them.
     """
 
     world: int = 2
@@ -35,6 +38,7 @@ class Setting:
     truncation: Truncation = "exact"
     profile: Profile = "lan"
     verify: bool = False
+    sharing: Sharing = "owner"
 
     @property
     def narrow(self) -> int:

@@ -32,6 +32,9 @@ DEALER_WARNING = (
     " launch runs all three on one host, for measuring"
 )
 
+SHARED_WARNING = "the weights are shared: each party has a share of them, and neither knows them"
+SPLIT_HERE = "; launch split them itself, so that this host saw them"
+
 STORE_WARNING = (
     "suite dealer protects as long as no two of party 0, party 1 and the dealer work together, and"
     " nobody has read both parties' stores; launch has both of them on one host, for measuring"
@@ -102,6 +105,8 @@ def warnings(record: RunRecord) -> list[str]:
         found.extend(CRYPTEN_WARNINGS)
     if record.config.protocol == "dealer":
         found.append(DEALER_WARNING if record.config.store is None else STORE_WARNING)
+    if record.config.sharing == "shared":
+        found.append(SHARED_WARNING + SPLIT_HERE * (record.config.shares is None))
     if not record.config.network.tls:
         found.append("tls is off: whoever sees the wires sees all shares")
     if record.config.verify:

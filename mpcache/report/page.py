@@ -55,14 +55,20 @@ def lead(report: dict[str, Any]) -> str:
     token, times = report["secure"]["decode"]["per_token"], compare.times_plaintext(report)
     said = (
         f"{report['model']['name']} read a prompt of {report['prompt_tokens']:,} tokens and wrote"
-        f" {report['new_tokens']:,}, computed by {report['parties']} parties on secret shares: the"
-        " party with the prompt did not see the weights, and no other party saw the prompt."
+        f" {report['new_tokens']:,}, computed by {report['parties']} parties on secret shares:"
+        f" {_unseen(report)}."
     )
     if token["seconds"] is None:
         return said
     plain = tables.in_seconds(report["plaintext"]["decode_seconds_per_token"])
     against = f", {_times(times)} the {plain} of the same program on plain numbers"
     return f"{said} A token took {tables.in_seconds(token['seconds'])}{against * bool(times)}."
+
+
+def _unseen(report: dict[str, Any]) -> str:
+    if report["config"].get("sharing") == "shared":
+        return "no party saw the weights, and only the one with the prompt saw that"
+    return "the party with the prompt did not see the weights, and no other party saw the prompt"
 
 
 def _banners(reports: Sequence[dict[str, Any]]) -> Markup:

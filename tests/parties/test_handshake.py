@@ -44,6 +44,21 @@ def refused(outcomes: list[Any], *words: str) -> None:
             assert word in str(outcome)
 
 
+# --- shares of the weights ------------------------------------------------------------------------
+
+
+def test_shares_of_two_splits_are_refused(identities: list[Identity | None]) -> None:
+    hellos = [hello(rank, 2, shares=f"{rank}" * 32) for rank in (0, 1)]
+    both = [f"{'0' * 32} at party 0", f"{'1' * 32} at party 1"]
+    refused(meet(2, nothing, identities, hellos), "shares differs: ", *both)
+
+
+def test_who_has_no_shares_agrees_with_all(identities: list[Identity | None]) -> None:
+    """As the dealer, beside two parties of one split."""
+    hellos = [hello(rank, 3, shares="a" * 32 if rank < 2 else "") for rank in range(3)]
+    assert meet(3, nothing, identities, hellos) == ["joined"] * 3
+
+
 # --- certificates ---------------------------------------------------------------------------------
 
 

@@ -22,11 +22,12 @@ CASES = [(spec, cache) for spec in SPECS.values() for cache in (MPCACHE, FULL)]
 CASES.append((replace(SPECS["opt"], name="tiny-gelu", activation="gelu"), FULL))
 
 
+@pytest.mark.parametrize("sharing", ["owner", "shared"])
 @pytest.mark.parametrize(
     ("spec", "cache"), CASES, ids=[f"{spec.name}-{cache['policy']}" for spec, cache in CASES]
 )
-def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object]) -> None:
-    settings = config(2, cache, protocol="dealer", verify=True)
+def test_tokens_logits_and_costs(spec: ModelSpec, cache: dict[str, object], sharing: str) -> None:
+    settings = config(2, cache, protocol="dealer", verify=True, sharing=sharing)
     parties = run(settings, spec)
     client = parties[1].generation
     own = Twin(settings, spec, weights(spec))

@@ -24,6 +24,7 @@ from mpcache.protocols.tokens import Tokens
 from .test_dealer import SETTING, Done, deal_and_run
 
 Sent = dict[str, torch.Tensor]
+SHARED = Setting(suite="dealer", sharing="shared")
 
 
 def ring(*shape: int) -> torch.Tensor:
@@ -35,34 +36,39 @@ def suite_of(machine: SecureMachine) -> DealerSuite:
     return machine.suite
 
 
-def run(ids: list[int], table: torch.Tensor, watch: Any = None) -> Done:
+def run(ids: list[int], table: torch.Tensor, watch: Any = None, shared: bool = False) -> Done:
     """Rows of ring elements `table` at `ids`, opened to the client."""
     shape = (int(table.shape[0]), int(table.shape[1]))
+    second = ring(*shape)
+    held = {0: table - second, 1: second} if shared else {0: table}
 
     def program(machine: SecureMachine, rank: int | None) -> list[Any]:
         suite = suite_of(machine)
         if watch is not None and rank is not None:
             watch(suite)
         with machine.scope("setup"):
-            weight = suite.matrix(table if rank == 0 else None, shape, 16)
+            weight = suite.matrix(None if rank is None else held.get(rank), shape, 16)
         with machine.scope("op"):
             tokens = machine.tokens(ids if rank == 1 else None, len(ids), shape[0])
             rows = embed(machine, tokens, weight)
         assert (tuple(rows.shape), rows.frac) == ((len(ids), shape[1]), 16)
         return [suite.open(rows, 1, "test")]
 
-    return deal_and_run(program)
+    return deal_and_run(program, SHARED if shared else SETTING)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["owner", "shared"])
 @pytest.mark.parametrize(
     ("vocab", "width", "count"),
     [(1, 1, 1), (7, 3, 5), (8, 2, 9), (63, 5, 1), (63, 17, 40), (500, 9, 7), (49_152, 3, 2)],
 )
-def test_rows_come_out_bit_for_bit_at_the_cost(vocab: int, width: int, count: int) -> None:
+def test_rows_come_out_bit_for_bit_at_the_cost(
+    vocab: int, width: int, count: int, shared: bool
+) -> None:
     ids = torch.randint(0, vocab, (count,)).tolist()
     ids[0], ids[-1] = vocab - 1, 0
     for table in (ring(vocab, width), torch.randint(-(2**14), 2**14, (vocab, width))):
-        done = run(ids, table)
+        done = run(ids, table, shared=shared)
         done.check_cost()
         assert torch.equal(done.values[0], table[ids])
     assert done.dealt_bytes == 8 * count * width
@@ -74,11 +80,12 @@ def test_rows_come_out_bit_for_bit_at_the_cost(vocab: int, width: int, count: in
     assert [ledger.total("op").rounds for ledger in done.ledgers] == [2, 2]
 
 
-def test_every_token_of_a_vocabulary() -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["owner", "shared"])
+def test_every_token_of_a_vocabulary(shared: bool) -> None:
     """Whatever the bit of the token is, and wherever it stands in its byte."""
     table = ring(63, 2)
     ids = [*range(63)] * 3
-    assert torch.equal(run(ids, table).values[0], table[ids])
+    assert torch.equal(run(ids, table, shared=shared).values[0], table[ids])
 
 
 def test_the_twin_looks_rows_up() -> None:
@@ -108,7 +115,7 @@ def test_what_is_dealt() -> None:
 # --- what the parties see ------------------------------------------------------------------------
 
 
-def watched(ids: list[int], table: torch.Tensor) -> tuple[Sent, Sent]:
+def watched(ids: list[int], table: torch.Tensor, shared: bool = False) -> tuple[Sent, Sent]:
     """All messages of an embedding by kind, and what party 1 drew and was dealt."""
     sent: Sent = {}
     drawn: Sent = {}
@@ -129,7 +136,7 @@ def watched(ids: list[int], table: torch.Tensor) -> tuple[Sent, Sent]:
 
         suite.pass_on, suite.draw = noting, drawing  # type: ignore[method-assign, assignment]
 
-    done = run(ids, table, watch)
+    done = run(ids, table, watch, shared)
     assert torch.equal(done.values[0], table[ids])
     return sent, drawn
 
@@ -140,14 +147,15 @@ def unpacked(bits: torch.Tensor, count: int) -> torch.Tensor:
     return flat.reshape(bits.shape[0], -1)[:, :count]
 
 
-def test_party_0_sees_uniform_bits_whatever_the_token_is() -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["owner", "shared"])
+def test_party_0_sees_uniform_bits_whatever_the_token_is(shared: bool) -> None:
     """Of 4,000 tokens, all the same: each bit is even, and so is each pair of a bit with the last.
 
     The last bit alone could tell: with the token's own bit it is even because it has a mask too.
     Bounds of 7 standard deviations: odds of a false alarm below 1e-9 for all of them.
     """
     vocab, count, token = 63, 4000, 41
-    sent, drawn = watched([token] * count, ring(vocab, 1))
+    sent, drawn = watched([token] * count, ring(vocab, 1), shared)
     seen, own = (unpacked(bits, vocab + 1) for bits in (sent["chosen"], drawn["bits"]))
     off = 7 * 0.5 / count**0.5
     assert bool(((seen.double().mean(0) - 0.5).abs() < off).all())
@@ -165,10 +173,11 @@ def test_tokens_have_bits_of_their_own() -> None:
         assert len({tuple(row) for row in bits.tolist()}) == 200
 
 
-def test_party_1_sees_masked_rows_whatever_the_table_is() -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["owner", "shared"])
+def test_party_1_sees_masked_rows_whatever_the_table_is(shared: bool) -> None:
     """Each bit of what it gets is even, on a table of zeros; and so is their sum and difference."""
     count, width = 500, 8
-    sent, drawn = watched([0] * count, torch.zeros(9, width, dtype=torch.int64))
+    sent, drawn = watched([0] * count, torch.zeros(9, width, dtype=torch.int64), shared)
     off = 7 * 0.5 / (count * width) ** 0.5
     for word in (sent["row"], drawn["m"], sent["row"] + drawn["m"], sent["row"] - drawn["m"]):
         for bit in range(64):
@@ -198,13 +207,13 @@ def test_a_token_that_is_not_in_the_vocabulary(token: int) -> None:
         Tokens([0, token], 2, 9)
 
 
-def test_only_an_owners_matrix_of_that_vocabulary_is_embedded() -> None:
+def test_only_a_weight_matrix_of_that_vocabulary_is_embedded() -> None:
     dealing = Dealing(SETTING, (Stream(bytes(16)), Stream(bytes(16))), lambda tensor: None)
     machine = SecureMachine(dealing, Scopes())
     shared = dealing.share(None, (9, 2), 16, 0)
     owned = dealing.matrix(None, (9, 2), 16)
     for vocab, table in ((9, shared), (8, owned)):
-        with pytest.raises(MpcacheError, match="need an owner's matrix"):
+        with pytest.raises(MpcacheError, match="need a weight matrix"):
             embedded(dealing, machine.tokens(None, 1, vocab), table)
 
 

@@ -13,12 +13,14 @@ from mpcache import config as configuration
 from mpcache.config import RunConfig
 from mpcache.generation import Generation
 from mpcache.kernels.prg import Stream
+from mpcache.models.fusing import Fused
 from mpcache.models.spec import ModelSpec
 from mpcache.parties.local import run_parties
 from mpcache.parties.transport import Wires
 from mpcache.program import Dealt, deal, run_secure
 from mpcache.protocols import crypten
 from mpcache.protocols.ledger import Ledger
+from mpcache.protocols.operation import encoded
 
 from .harness import SeededMasks, Tape
 
@@ -73,9 +75,12 @@ def run(
 ) -> list[Party]:
     """All parties of a run; weights at their owner only, the prompt at the client only.
 
-    In suite `dealer` everything is dealt before, and nothing may be left over.
+    In suite `dealer` everything is dealt before, and nothing may be left over. Where weights are
+    shared nobody has them, and each party has its share alone.
     """
+    shared = settings.sharing == "shared"
     tensors = weights(spec)
+    halves = halved(spec, tensors) if shared else None
     dealt, tape = _deal(settings, spec, len(prompt))
 
     def program(wires: Wires) -> Party:
@@ -84,10 +89,11 @@ def run(
             settings,
             spec,
             wires,
-            tensors if wires.rank == settings.owner else None,
+            tensors if wires.rank == settings.owner and not shared else None,
             prompt if wires.rank == settings.client else None,
             lambda position, token: told.append((position, token)),
             dealt[wires.rank] if dealt else None,
+            halves[wires.rank] if halves else None,
         )
         return Party(generation, wires.ledger, told)
 
@@ -95,6 +101,19 @@ def run(
         parties = run_parties(settings.parties, program, timeout_s=timeout_s)
     assert tape.at == len(tape.items), "corrections were left over"
     return parties
+
+
+def halved(
+    spec: ModelSpec, tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Both parties' shares of the weights that a machine takes, in ring elements."""
+    whole = {name: encoded(weight, 16) for name, weight in Fused(spec, tensors).items()}
+    generator = torch.Generator().manual_seed(5)
+    second = {
+        name: torch.randint(-(2**63), 2**63 - 1, ring.shape, generator=generator)
+        for name, ring in whole.items()
+    }
+    return {name: ring - second[name] for name, ring in whole.items()}, second
 
 
 def _deal(settings: RunConfig, spec: ModelSpec, prompt_tokens: int) -> tuple[list[Dealt], Tape]:

@@ -57,8 +57,10 @@ def fused_groups(spec: ModelSpec) -> Mapping[str, Group]:
 
 def _place(name: str, layers: int) -> int:
     """The number of a weight's layer; -1 for what is embedded, `layers` for the head."""
-    kind, number, *_ = name.split(".")
-    return int(number) if kind == "layers" else -1 if kind == "embed" else layers
+    kind, _, rest = name.partition(".")
+    if kind == "layers":
+        return int(rest.partition(".")[0])
+    return -1 if kind == "embed" else layers
 
 
 class Fused(Mapping[str, torch.Tensor]):

@@ -31,7 +31,7 @@ from mpcache.protocols.ledger import Ledger, Prediction, Scopes
 from mpcache.protocols.norm import norm
 from mpcache.protocols.operation import PlainMachine, SecureMachine
 from mpcache.protocols.setting import Setting
-from mpcache.protocols.softmax import attention
+from mpcache.protocols.softmax import attention, weight_frac
 
 from .harness import UNIT, Tape, counts, listed
 from .test_operations import CASES, Case, normal, operate
@@ -367,7 +367,12 @@ def test_norm_of_all_rows(size: int, centered: bool, gained: bool) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 150, 255, 256, 300])
 def test_attention_over_any_number_of_tokens(tokens: int) -> None:
-    """The ceiling counts tokens on few bits: as many as the count needs, whatever it is."""
+    """The ceiling counts tokens on few bits: as many as the count needs, whatever it is.
+
+    Bound: weights are off by a unit, up or down, independently, where the greatest may be e^-3: so
+    the context by six deviations of their sum, over the weights' total; and by 2^-13 of the values'
+    weighted sizes, since weights and total are off by 2^-14 of themselves; and two cuts.
+    """
     generator = torch.Generator().manual_seed(tokens)
     shapes = ((2, 2, 1, 8), (2, tokens, 8), (2, tokens, 8))
     q, k, v = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
@@ -382,4 +387,10 @@ def test_attention_over_any_number_of_tokens(tokens: int) -> None:
 
     done = perform(shared, (q, k, v))
     done.check_cost()
-    torch.testing.assert_close(done.values[0], want, rtol=0, atol=2e-3)
+    scores = 3 * q @ k.unsqueeze(1).transpose(2, 3) / 8**0.5
+    weights, values = torch.softmax(scores, -1), v.unsqueeze(1)
+    total = torch.exp(scores - scores.amax(-1, keepdim=True) - 3).sum(-1, keepdim=True)
+    spread = (values.unsqueeze(2) - want.unsqueeze(-2)).square().sum(-2).sqrt()
+    unit = 2.0 ** -weight_frac(tokens)
+    bound = 6 * unit / total * spread + 2.0**-13 * (weights @ values.abs()) + 2 * UNIT
+    assert bool(((done.values[0] - want).abs() <= bound).all())

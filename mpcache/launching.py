@@ -28,6 +28,7 @@ from mpcache.outlook import outlook
 from mpcache.parties.dealing import DEALER
 from mpcache.parties.local import loopback_addresses
 from mpcache.parties.names import peer_name
+from mpcache.parties.store_files import party_folder
 from mpcache.parties.supervise import PartyCommand, failure, supervise
 from mpcache.parties.tls import make_keys
 from mpcache.program import Twin, expected_kept, policy_of
@@ -49,7 +50,7 @@ from mpcache.report.record import (
 from mpcache.screen import Screen, write
 from mpcache.session import encode_prompt
 from mpcache.splitting import check_shares, ready
-from mpcache.stores import check_both, party_folder
+from mpcache.stores import check_both
 from mpcache.weight_memory import check_memory
 
 # In suite crypten tensors as big as the weights come and go at every product; keeping their

@@ -23,7 +23,7 @@ from mpcache.kernels.prg import SEED_BYTES
 from mpcache.models.fusing import Fused, fused_groups
 from mpcache.models.registry import Source, find
 from mpcache.models.spec import ModelSpec
-from mpcache.parties.store_files import Part, sync_folder, write_file
+from mpcache.parties.store_files import Part, party_folder, sha256_of, sync_folder, write_file
 from mpcache.protocols.operation import encoded
 from mpcache.report.tables import in_bytes
 from mpcache.weight_shares import (
@@ -34,8 +34,6 @@ from mpcache.weight_shares import (
     Header,
     WeightShares,
     expanded,
-    party_folder,
-    sha256_of,
     tensor_file,
     told,
 )

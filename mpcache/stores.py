@@ -24,17 +24,13 @@ from mpcache.models.registry import find
 from mpcache.models.spec import ModelSpec
 from mpcache.parties.dealing import Sender, to_file
 from mpcache.parties.store import Store
+from mpcache.parties.store_files import party_folder
 from mpcache.parties.store_writer import PARTIES, StoreWriter, check_target
 from mpcache.program import deal
 from mpcache.report.tables import in_bytes, in_seconds
 
 _SPARE = 64 << 20  # bytes of the disk that are left free, for headers and for others
 _REST = 4096  # bytes that a session takes beside its corrections
-
-
-def party_folder(folder: str | Path, rank: int) -> Path:
-    """Where the dealer puts the store of party `rank`."""
-    return Path(folder) / f"party-{rank}"
 
 
 def terms_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int | None) -> dict[str, Any]:

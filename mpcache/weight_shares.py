@@ -7,7 +7,6 @@ is uniform without the other. The header is public, and the same but for rank an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -24,7 +23,7 @@ from mpcache.errors import MpcacheError, UsageError
 from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.models.fusing import fused_groups
 from mpcache.models.spec import ModelSpec
-from mpcache.parties.store_files import Part, digest_of
+from mpcache.parties.store_files import Part, digest_of, party_folder, sha256_of, too_open
 
 FORMAT = 1
 HEADER, SEED, KEY = "shares.json", "seed", "share"
@@ -33,11 +32,6 @@ _AGAIN = "split the model again with `mpcache split`"
 _MAX_TEXT = 1 << 24  # bytes of a header
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-def party_folder(folder: str | Path, rank: int) -> Path:
-    """Where the owner puts the share of party `rank`."""
-    return Path(folder) / f"party-{rank}"
 
 
 def tensor_file(number: int) -> str:
@@ -175,11 +169,8 @@ class WeightShares(Mapping[str, torch.Tensor]):
         folder = path == self.folder
         if not (stat.S_ISDIR if folder else stat.S_ISREG)(found.st_mode):
             self._refuse(f"is no folder; {_AGAIN}" if folder else f"has no file {what}; {_AGAIN}")
-        if found.st_mode & 0o077:
-            self._refuse(
-                f"holds secrets, and others may open {path.name} (mode"
-                f" {stat.S_IMODE(found.st_mode):o}); run chmod -R go= {self.folder}"
-            )
+        if why := too_open(self.folder, path, found):
+            self._refuse(why)
         return found
 
     def _read_header(self) -> Header:
@@ -221,12 +212,6 @@ class WeightShares(Mapping[str, torch.Tensor]):
             sound = found.st_size == part.nbytes and (trusted or sha256_of(path) == part.sha256)
             if not sound or (name == SEED and part.nbytes != SEED_BYTES):
                 self._refuse(f"has a damaged {name}: size or checksum differs; {_AGAIN}")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shares_of(

@@ -44,8 +44,10 @@ from mpcache.parties.store_files import (
     Mark,
     Terms,
     digest_of,
+    party_folder,
     session_file,
     sync_folder,
+    too_open,
     write_index,
 )
 
@@ -112,11 +114,8 @@ class Store:
             self._refuse(f"cannot be read: {error.strerror}")
         if path == self.folder and not stat.S_ISDIR(found.st_mode):
             self._refuse("is no folder; give the folder party-R that `mpcache deal` wrote")
-        if found.st_mode & 0o077:
-            self._refuse(
-                f"holds secrets, and others may open {path.name} (mode"
-                f" {stat.S_IMODE(found.st_mode):o}); run chmod -R go= {self.folder}"
-            )
+        if why := too_open(self.folder, path, found):
+            self._refuse(why)
 
     def _read(self, name: str) -> str:
         path = self.folder / name
@@ -129,7 +128,7 @@ class Store:
             self._refuse(f"has a {name} that cannot be read: {why}; {_AGAIN}")
 
     def _read_header(self, rank: int) -> Header:
-        if not (self.folder / HEADER).exists() and (self.folder / f"party-{rank}").is_dir():
+        if not (self.folder / HEADER).exists() and party_folder(self.folder, rank).is_dir():
             self._refuse(f"holds the stores of both parties; this one's is its party-{rank}")
         try:
             header = Header.from_json(self._read(HEADER))

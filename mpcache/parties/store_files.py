@@ -1,10 +1,11 @@
-"""The files of a store of correlations: names, the header, and how they are written durably."""
+"""Private files of a party: names, a store's header, and how they are checked and written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,27 @@ Mark = list[int]  # device, inode, time of change in nanoseconds
 def digest_of(values: Any) -> str:
     """SHA-256 over plain values, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def party_folder(folder: str | Path, rank: int) -> Path:
+    """Where what was made for both parties puts that of party `rank`."""
+    return Path(folder) / f"party-{rank}"
+
+
+def too_open(folder: Path, path: Path, found: os.stat_result) -> str:
+    """Why `path`, in `folder` or that itself, must not be used; empty where its owner alone may."""
+    if not found.st_mode & 0o077:
+        return ""
+    return (
+        f"holds secrets, and others may open {path.name} (mode {stat.S_IMODE(found.st_mode):o});"
+        f" run chmod -R go= {folder}"
+    )
 
 
 def session_file(number: int, kind: str) -> str:

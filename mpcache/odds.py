@@ -8,18 +8,16 @@ what the ring holds.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpcache.protocols.ledger import layer_of
 from mpcache.protocols.operation import Operation
 from mpcache.protocols.reach import RING_BITS
 from mpcache.protocols.work import Work
 from mpcache.ranges import Ranges
-
-_LAYER = re.compile(r"layer(\d+)")
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def _bits(path: str, ranges: Ranges | None, kinds: Mapping[str, int | None]) -> 
     inner = next((name for name in reversed(names) if name in kinds), None)
     if ranges is None or inner is None:
         return RING_BITS
-    layers = [int(match[1]) for name in names if (match := _LAYER.fullmatch(name))]
+    layers = [layer for name in names if (layer := layer_of(name)) is not None]
     met = ranges.bits(inner, layers[-1] if layers else None)
     return RING_BITS if met is None else max(met, 1)
 

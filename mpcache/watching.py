@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 
+from mpcache.protocols.ledger import layer_of
 from mpcache.protocols.operation import Fused, Operation, PlainMachine
 from mpcache.protocols.reach import Reach
 from mpcache.protocols.setting import Setting
 
-_LAYER = re.compile(r"layer(\d+)")
 LEAST = -16  # bits of what is smaller than any unit
 BEYOND = 1024  # bits of what float32 does not hold
 
@@ -46,8 +45,8 @@ class WatchingMachine(PlainMachine):
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        found = _LAYER.fullmatch(name)
-        self._layers.append(int(found[1]) if found else self._layers[-1])
+        layer = layer_of(name)
+        self._layers.append(self._layers[-1] if layer is None else layer)
         try:
             yield
         finally:

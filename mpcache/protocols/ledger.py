@@ -7,6 +7,7 @@ that it takes part in, so the counts of all parties agree. Bytes are frames on t
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,15 @@ class Opening:
     why: str
     to: str
     values: int
+
+
+_LAYER = re.compile(r"layer(\d+)")
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the decoder layer that a scope's own name stands for; None of others."""
+    found = _LAYER.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 class Scopes:

@@ -39,6 +39,8 @@ from mpcache.protocols.wire import Words, as_words
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Specs = tuple[Sequence[Spec], Sequence[Spec]]
 Messages = Callable[[], list[torch.Tensor]]
+Make = Callable[[], torch.Tensor]
+SharedMasks = tuple[Callable[[], torch.Tensor | None], Make]
 TRIM = 6  # bits that `trimming` leaves for a truncation
 
 
@@ -217,9 +219,7 @@ class DealerSuite(Tables):
         (opened,) = self.play(self.opening("weight", [_known(value, shape) - mask], words))
         return SharedWeight(opened, frac, self.rank, whole, first)
 
-    def shared_masks(
-        self, shape: tuple[int, ...]
-    ) -> tuple[Callable[[], torch.Tensor | None], Callable[[], torch.Tensor]]:
+    def shared_masks(self, shape: tuple[int, ...]) -> SharedMasks:
         """How to get the next shared weight's mask: see `SharedWeight.whole` and `first`.
 
         Each party's share of it is of its own seed, by the weight's number.

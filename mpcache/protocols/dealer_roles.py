@@ -11,14 +11,19 @@ import torch
 
 from mpcache.protocols.channel import Channel
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
-from mpcache.protocols.dealer import DealerSuite, Messages, OwnedWeight, Specs, no_mask
+from mpcache.protocols.dealer import (
+    DealerSuite,
+    Make,
+    Messages,
+    OwnedWeight,
+    SharedMasks,
+    Specs,
+    no_mask,
+)
 from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.work import Kind, held_bytes
-
-Make = Callable[[], torch.Tensor]
-SharedMasks = tuple[Callable[[], torch.Tensor | None], Make]
 
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 
@@ -152,14 +157,10 @@ class Dealing(DealerSuite):
         self.dealt_bytes += correlation.dealt_bytes
         return told
 
-    def weight_mask(self, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+    def weight_mask(self, shape: tuple[int, ...]) -> Make:
         self._weights += 1
-        number, size = self._weights, 8 * math.prod(shape)
-        if size > self._room:
-            return lambda: self.seeds[0].branch(number).ring(shape)
-        self._room -= size
-        kept = self.seeds[0].branch(number).ring(shape)
-        return lambda: kept
+        number = self._weights
+        return self._held(lambda: self.seeds[0].branch(number).ring(shape), shape)
 
     def shared_masks(self, shape: tuple[int, ...]) -> SharedMasks:
         self._weights += 1

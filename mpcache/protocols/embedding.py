@@ -79,32 +79,52 @@ def embedded(suite: DealerSuite, tokens: Tokens, table: Secret) -> Secret:
         raise MpcacheError(
             f"tokens of {tokens.vocab} need a weight matrix of as many rows, not {table!r}"
         )
-    count, shape = tokens.count, (tokens.count, width)
-    mask = table.first if isinstance(table, SharedWeight) else table.mask
+    if isinstance(table, OwnedWeight):
+        return _owned(suite, tokens, width, table.frac, table.share, table.mask)
+    first = None if suite.hollow or suite.rank else table.mask
+    row = _owned(suite, tokens, width, table.frac, first, table.first)
+    if suite.hollow or suite.rank == 0:
+        return row
+    assert table.mask is not None
+    ids = tokens.known().squeeze(1)
+    return Secret(row.share + table.opened[ids] + table.mask[ids], table.frac)
+
+
+def _owned(
+    suite: DealerSuite,
+    tokens: Tokens,
+    width: int,
+    frac: int,
+    rows: torch.Tensor | None,
+    mask: Callable[[], torch.Tensor],
+) -> Secret:
+    """The rows of a table that party 0 has: see the top of the file.
+
+    Args:
+        rows: the table at party 0, it less B at party 1; None there where that is 0.
+        mask: yields B at the dealer.
+    """
+    count, vocab, shape = tokens.count, tokens.vocab, (tokens.count, width)
     pieces = suite.draw(Chosen(count, vocab, width, mask))
     to_owner, to_client = [Spec((count, packed_bytes(vocab + 1)), torch.uint8)], [Spec(shape)]
     if suite.hollow:
         suite.pass_on("chosen", 1, to_owner, list)
         suite.pass_on("row", 0, to_client, list)
-        return Secret(torch.empty(shape, dtype=torch.int64, device="meta"), table.frac)
+        return Secret(torch.empty(shape, dtype=torch.int64, device="meta"), frac)
     if suite.rank == 0:
         (hidden,) = suite.pass_on("chosen", 1, to_owner, list)
-        rows = table.mask if isinstance(table, SharedWeight) else table.share
         assert rows is not None
         row = bit_product(hidden, rows) - pieces["q"]
         suite.pass_on("row", 0, to_client, lambda: [row])
-        return Secret(_sign(_bit(hidden, vocab)) * pieces["m"], table.frac)
+        return Secret(_sign(_bit(hidden, vocab)) * pieces["m"], frac)
     bits, ids = pieces["bits"], tokens.known()
     turned = _bit(bits, ids)
     hidden = _flipped(bits, ids, vocab, turned)
     suite.pass_on("chosen", 1, to_owner, lambda: [hidden])
-    own = 0 if isinstance(table, SharedWeight) else bit_product(bits, table.share)
+    own = 0 if rows is None else bit_product(bits, rows)
     (row,) = suite.pass_on("row", 0, to_client, list)
     share = _sign(turned) * (row - own) + _sign(_bit(hidden, vocab)) * pieces["m"]
-    if isinstance(table, SharedWeight):
-        assert table.mask is not None
-        share += table.opened[ids.squeeze(1)] + table.mask[ids.squeeze(1)]
-    return Secret(share, table.frac)
+    return Secret(share, frac)
 
 
 def _bit(bits: torch.Tensor, place: torch.Tensor | int) -> torch.Tensor:

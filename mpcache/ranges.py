@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,11 @@ def save(ranges: Ranges, source: Source, out: Path | None = None) -> Path:
 
 def load(source: Source) -> tuple[Ranges | None, str]:
     """The ranges of a model, or None and why there are none."""
-    digest, why = digest_of(source), f"not calibrated: {AGAIN}"
+    why = f"not calibrated: {AGAIN}"
+    beside = source.folder is not None and (source.folder / FILE).exists()
+    if not beside and not cache_file("").parent.is_dir():
+        return None, why  # nothing was ever kept: no need to read weights for their digest
+    digest = digest_of(source)
     places = [cache_file(digest)]
     if source.folder is not None:
         places.insert(0, source.folder / FILE)
@@ -279,10 +283,4 @@ def known(ranges: Ranges | None, why: str) -> Known:
     margin = f"calibrated: margin of {row.margin} bits at least ({row.where})"
     if row.margin < 0:
         margin = f"calibrated: {row.where} goes {-row.margin} bits beyond its range and saturates"
-    return replace(
-        Known(f"{margin}, on {ranges.shown}"),
-        margin_bits=row.margin,
-        operation=row.operation,
-        what=row.what,
-        layer=row.layer,
-    )
+    return Known(f"{margin}, on {ranges.shown}", row.margin, row.operation, row.what, row.layer)

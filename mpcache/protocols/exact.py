@@ -60,4 +60,4 @@ class ExpTable:
 
 def rounded(value: Any, frac: int) -> int:
     """A number of `exact` as an integer with `frac` fractional bits."""
-    return int(exact.nint(value * exact.mpf(2) ** frac))
+    return int(exact.nint(exact.ldexp(value, frac)))

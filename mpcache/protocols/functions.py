@@ -310,7 +310,7 @@ def _logistic_factors(frac: int) -> list[Any]:
     last: list[Any] = []
     for power in (degree, degree - 1):
         top = fitted(points, wanted, power)[-1]
-        last.insert(0, rounded(top, LOGISTIC_EXTRA) * exact.mpf(2) ** -LOGISTIC_EXTRA)
+        last.insert(0, exact.ldexp(rounded(top, LOGISTIC_EXTRA), -LOGISTIC_EXTRA))
         wanted = [value - last[0] * x**power for value, x in zip(wanted, points, strict=True)]
     constant, *rest = fitted(points, wanted, degree - 2)
     found: list[Any] = [rounded(constant, total)]

@@ -88,6 +88,11 @@ class CacheConfig(_Section):
         ge=0,
         description="a number of last queries that judge importance, or 0 for a fifth of them",
     )
+    pooled: int = Field(
+        7,
+        ge=1,
+        description="an odd number of neighbours over which a token's importance is summed",
+    )
     sink: int = Field(4, ge=0, description="a number of first tokens that always stay, 0 or more")
     recent: int = Field(16, ge=0, description="a number of last tokens that always stay, 0 or more")
     share_layers: bool = Field(
@@ -115,6 +120,13 @@ class CacheConfig(_Section):
         if min(sizes) < 1 or sizes[0] % sizes[1]:
             raise ValueError("the second does not divide the first")
         return sizes
+
+    @field_validator("pooled")
+    @classmethod
+    def _around(cls, count: int) -> int:
+        if count % 2 == 0:
+            raise ValueError("an even number has no middle")
+        return count
 
 
 class NetworkConfig(_Section):

@@ -37,7 +37,7 @@ from mpcache.protocols.ledger import Prediction
 from mpcache.report import publish
 from mpcache.report.console import print_warnings
 from mpcache.report.files import new_run_id, run_folder, write_config
-from mpcache.report.machine import peak_memory_bytes
+from mpcache.report.machine import Together, peak_memory_bytes
 from mpcache.report.record import (
     PHASES,
     Agreement,
@@ -98,7 +98,7 @@ def launch(config: RunConfig, console: Console) -> int:
             plain = Twin(config, source.spec, source.lazy()).generate(ids)
         gc.collect()  # the twin's weights make room for the parties'
         with ready(config, source, console) as able:
-            _run_parties(able, run_id, ids, screen)
+            together = _run_parties(able, run_id, ids, screen)
         prediction = predicting.result()
     if set(screen.results) != set(range(config.parties)):
         raise MpcacheError("a party ended without its result; no report can be made")
@@ -122,6 +122,7 @@ def launch(config: RunConfig, console: Console) -> int:
         predicted_seconds=_predicted_seconds(config, prediction),
         outlook=outlook(config, source.spec, len(ids)),
         launcher_peak_bytes=peak_memory_bytes(),
+        together_peak_bytes=together.most,
         ranges=asdict(known) if config.protocol == "dealer" else None,
         truncation=None if spoilt is None else spoilt.fields(),
     )
@@ -292,8 +293,8 @@ def check_device(config: RunConfig) -> None:
 # --- the parties ---------------------------------------------------------------------------------
 
 
-def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Screen) -> None:
-    """Start one process a party and watch them to their end.
+def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Screen) -> Together:
+    """Start one process a party and watch them, and their memory, to their end.
 
     Raises:
         MpcacheError: a party failed; the message names it and what the others say.
@@ -316,11 +317,13 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Scr
         if config.processes > config.parties:
             argv = [sys.executable, "-m", "mpcache", "deal", "--config", str(path), "--events"]
             commands.append(PartyCommand(DEALER, "the dealer", argv, {"session": run_id}))
+        together = Together()
         with screen:
-            exits = supervise(commands, screen.on_event)
+            exits = supervise(commands, screen.on_event, on_tick=together.look)
     message = failure(exits)
     if message:
         raise MpcacheError(message)
+    return together
 
 
 def _folders_of(config: RunConfig, rank: int) -> list[str]:

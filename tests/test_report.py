@@ -22,7 +22,7 @@ from mpcache.protocols.ledger import Prediction
 from mpcache.report import checks, files, publish, tables
 from mpcache.report.build import build_report
 from mpcache.report.console import print_prediction, print_summary
-from mpcache.report.machine import peak_memory_bytes
+from mpcache.report.machine import Together, peak_memory_bytes
 from mpcache.report.markdown import render
 from mpcache.report.page import render_page
 from mpcache.report.record import (
@@ -349,6 +349,35 @@ def test_memory_of_every_process_is_named_and_added_up() -> None:
     said = f"the dealer 500 MB, the launcher with its twin 3 GB; 3.502 GB {BOUND}."
     assert said in render(report)
     assert said in html.unescape(render_page([report]))
+
+
+def test_memory_of_all_at_one_time_stands_for_the_sum_where_it_was_looked_at() -> None:
+    report = build_report(make_record(together_peak_bytes=3_100_000_000))
+    assert report["machine"]["peak_memory"]["together"] == 3_100_000_000
+    said = "together 3.1 GB at one time, looked at twice a second"
+    assert said in render(report) and BOUND not in render(report)
+    least = build_report(make_record(together_peak_bytes=5))  # it was not looked at in time
+    assert least["machine"]["peak_memory"]["together"] == 3 * 10**9
+
+
+def test_memory_that_two_processes_have_together() -> None:
+    """A child's own pages count, files that both have mapped count once, one that is gone not."""
+    program = "import sys; held = bytearray(b'1') * (300 << 20); print(1, flush=True); input()"
+    together = Together()
+    together.look([])
+    alone = together.most
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    together.look([child.pid])
+    child.communicate("\n")
+    most = together.most
+    together.look([child.pid])
+    assert alone is not None and most is not None
+    assert 300 << 20 < most - alone < 340 << 20
+    assert together.most == most, "the most stays when a process has ended"
 
 
 def test_a_dealer_that_did_not_run_has_no_memory() -> None:

@@ -36,8 +36,9 @@ def draw(result: Mapping[str, Any], path: Path) -> list[Path]:
             for axes, price in zip(line, PANELS, strict=True):
                 _panel(axes, rows, price, measure, styles)
             line[0].set_ylabel(ROWS[measure])
-        for axes, (label, _) in zip(grid[-1], PANELS.values(), strict=True):
+        for axes, (price, (label, unit)) in zip(grid[-1], PANELS.items(), strict=True):
             axes.set_xlabel(label)
+            _price_ticks(axes, [row[price] / unit for row in rows])
         _ratio_ticks(grid[0][0], rows)
         grid[1][0].set_ylim(-0.06, 1.12)
         handles, labels = grid[0][0].get_legend_handles_labels()
@@ -88,6 +89,17 @@ def _panel(
                   row["front"][measure])  # fmt: skip
     axes.plot(*zip(*best, strict=True), color="black", linewidth=1.4, linestyle=(0, (4, 2)),
               drawstyle="steps-post", label=FRONT, zorder=3)  # fmt: skip
+
+
+def _price_ticks(axes: Any, prices: Sequence[float]) -> None:
+    """A logarithmic scale with plain numbers: one policy may cost many times another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    wide = max(prices) > 20 * min(prices)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _ratio_ticks(axes: Any, rows: Sequence[Row]) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
-from mpcache.eviction.oblivious import top
+from mpcache.eviction.oblivious import pooled, top
 from mpcache.eviction.pages import Pages, clustered_step
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.arithmetic import matmul, product, scale
@@ -79,6 +79,8 @@ class MPCache(Policy):
         per_head: each query head chooses for itself; else the heads of a group choose together.
         observe: how many of the prompt's last queries judge importance; 0 for the paper's fifth.
             The last ones ask the question, and the fewer they are the less a prefill costs.
+        pooled: a token's importance is summed over so many neighbours, itself in the middle (1: the
+            paper's). Else single digits of a number go, which the last queries hardly look at.
         least: tokens that are attended to however short the prompt, as whole clusters.
         most_clusters: cluster sizes double until the stored prompt has so many fine ones at most:
             the comparisons grow with the square of their number.
@@ -96,6 +98,7 @@ class MPCache(Policy):
     gather: Literal["scores", "kv"] = "scores"
     per_head: bool = True
     observe: int = 16
+    pooled: int = 7
     least: int = 0
     most_clusters: int = 64
     name: ClassVar[str] = "mpcache"
@@ -181,7 +184,9 @@ class MPCacheCache(Cache):
         )
         with machine.scope("evict"):
             importance = probabilities.sum(2).sum(1).sum(0)
-            judges = math.prod(probabilities.shape[:3])  # what a token's importance is at most
+            importance = pooled(machine, importance, self.policy.pooled)
+            # what a token's importance is at most: its neighbours share each query's weight
+            judges = math.prod(probabilities.shape[:3])
             keys, values = self._evict(machine, importance, keys, values, judges)
         self.keys[layer], self.values[layer] = keys, values
         self._summarise(machine, layer)

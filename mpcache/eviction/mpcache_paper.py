@@ -22,6 +22,7 @@ class MPCachePaper(MPCache):
     gather: Literal["scores", "kv"] = "kv"
     per_head: bool = False
     observe: int = 0
+    pooled: int = 1
     most_clusters: int = MANY
     name: ClassVar[str] = "mpcache-paper"
 

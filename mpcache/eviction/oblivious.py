@@ -18,6 +18,24 @@ from mpcache.protocols.softmax import Weighted, attend, scores_of
 SUMMED = 4095  # probabilities that an accumulation adds up at most: the ring has room for no more
 
 
+def pooled(machine: Machine, votes: Value, size: int) -> Value:
+    """Sums [.., tokens] over a token and its neighbours, `size` in all; there are none beyond ends.
+
+    A token stays for what stands beside it: of a number or a name that the prompt asks about, the
+    parts are wanted together, while single ones draw little attention. Sums are free on shares.
+
+    Args:
+        votes: [.., tokens]. size: an odd number.
+    """
+    if size == 1:
+        return votes
+    count, side = votes.shape[-1], size // 2
+    edge = machine.zeros_like(votes, (*votes.shape[:-1], side))
+    wide = machine.cat([edge, votes, edge], -1)
+    parts = [wide[..., shift : shift + count] for shift in range(size)]
+    return machine.stack(parts).sum(0)
+
+
 @dataclass(frozen=True)
 class Top:
     """The tokens that stay: all before `first`, those that have a place, all from `last` on.

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from mpcache.eviction.base import Budget, Cache, Policy, causal_mask
 from mpcache.eviction.full import FullCache
-from mpcache.eviction.oblivious import Top, top
+from mpcache.eviction.oblivious import Top, pooled, top
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.operation import Machine, Value
 from mpcache.protocols.softmax import attention
@@ -63,7 +63,7 @@ class SnapKVCache(FullCache):
         if evicts:
             with machine.scope("evict"):
                 votes = self._votes(machine, weights[..., : tokens - observed])
-                votes = self._pooled(machine, votes)
+                votes = pooled(machine, votes, self.policy.pooled)
                 ends = votes[:, :1].expand(votes.shape[0], observed)  # always kept, not compared
                 votes = machine.cat([votes, ends], 1)
                 chosen = self._chosen(machine, layer, votes, kept)
@@ -78,11 +78,3 @@ class SnapKVCache(FullCache):
     def _chosen(self, machine: Machine, layer: int, votes: Value, kept: int) -> Top:
         """The `kept` tokens with the most votes [kv_heads, tokens], and the window."""
         return top(machine, votes, kept, 0, self.policy.observed)
-
-    def _pooled(self, machine: Machine, votes: Value) -> Value:
-        """Sums [kv_heads, tokens] over a token and its neighbours; there are none beyond ends."""
-        count, side = votes.shape[1], self.policy.pooled // 2
-        edge = machine.zeros_like(votes, (votes.shape[0], side))
-        wide = machine.cat([edge, votes, edge], 1)
-        parts = [wide[:, shift : shift + count] for shift in range(2 * side + 1)]
-        return machine.stack(parts).sum(0)

@@ -4,6 +4,14 @@ A norm's gain multiplies the rows of the matrices that read it, and its bias bec
 every layer begins with a LayerNorm, what is added to the residual stream is centred ahead of time,
 so that its rows have mean 0 and need no mean taken (SliceGPT, Ashkboos et al., arXiv 2401.15024).
 Models whose norms come after a block keep them as they are: there the stream itself is normed.
+
+A channel between two matrices with nothing but products in between (values, and what a gate
+multiplies) may be made larger by one matrix and smaller by the next (as SmoothQuant does, Xiao et
+al., arXiv 2211.10438). Weights are rounded to a fixed unit on shares, so each such channel gets the
+power of two that brings its two matrices to about the same size: their roundings then weigh the
+same, and a plaintext result does not change. A gain that was folded in has made the first one
+smaller: in SmolLM2 about a quarter of the second, and the logits' mean error falls from 0.0030 to
+0.0017.
 """
 
 from __future__ import annotations
@@ -20,6 +28,8 @@ READERS = {
     "ffn.norm": ("ffn.gate", "ffn.up"),
 }
 WRITERS = ("attention.output", "ffn.down")
+VALUES, GATED = ("attention.value", "attention.output"), ("ffn.up", "ffn.down")
+MOST = 6  # a channel is scaled by 2^6 or 2^-6 at most
 
 
 def foldable(spec: ModelSpec) -> bool:
@@ -58,6 +68,8 @@ class Folded(Mapping[str, torch.Tensor]):
         self.spec, self.tensors = spec, tensors
         self.shapes, self.given = folded_shapes(spec), spec.shapes()
         self.centred = foldable(spec) and spec.norm == "layer"
+        self._between = (VALUES, GATED) if spec.gated else (VALUES,)
+        self._balances: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -68,6 +80,37 @@ class Folded(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.shapes:
             raise KeyError(name)
+        tensor = self._unbalanced(name)
+        for maker, reader in self._between:
+            if name.endswith((f".{maker}", f".{maker}.bias")):
+                return tensor * self._balance(name.split(maker)[0], maker, reader).to(tensor)
+            if name.endswith(f".{reader}"):
+                scales = self._balance(name.removesuffix(reader), maker, reader)
+                rows = scales.reshape(-1, 1, self._width(scales, tensor))
+                rows = rows.expand(-1, len(tensor) // len(scales), -1).reshape(-1, 1)
+                return tensor / rows.to(tensor)
+        return tensor
+
+    def _balance(self, layer: str, maker: str, reader: str) -> torch.Tensor:
+        """Powers of two [channels] by which the outputs of `maker` grow: see the top of the file."""
+        key = layer + maker
+        if key not in self._balances:
+            made = self._unbalanced(layer + maker).double().square().sum(0)
+            read = self._unbalanced(layer + reader).double().square().sum(1)
+            groups = (-1, len(read) // len(made), self._width(made, read))
+            read = read.reshape(groups).mean(1)
+            ratio = read.flatten().clamp(min=2.0**-100) / made.clamp(min=2.0**-100)
+            # ratios are of squares, and each side gets half: a step for every factor of 16
+            steps = torch.arange(1 - MOST, MOST + 1)
+            above = ratio.unsqueeze(-1) > 2.0 ** (4 * steps - 2).double()
+            self._balances[key] = (2.0 ** (above.sum(-1) - MOST)).float()
+        return self._balances[key]
+
+    def _width(self, made: torch.Tensor, read: torch.Tensor) -> int:
+        """Channels that stand together before they come again: query heads share values."""
+        return 1 if len(read) == len(made) else self.spec.head_dim
+
+    def _unbalanced(self, name: str) -> torch.Tensor:
         bias = name.endswith(".bias")
         matrix = name.removesuffix(".bias")
         norm = self._norm_of(matrix) if foldable(self.spec) else None

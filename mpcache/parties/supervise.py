@@ -21,11 +21,13 @@ from mpcache.parties.names import peer_name, printable
 
 Event = dict[str, Any]
 OnEvent = Callable[[int, Event], None]
+OnTick = Callable[[Sequence[int]], None]
 
 _TAIL = 50  # lines of stderr that are kept
 _MAX_LINE = 1 << 20  # bytes of one line
 _KILL = 2.0  # seconds between asking a process to end and killing it
 _TICK = 0.1  # seconds
+_TICKS = 0.5  # seconds between two calls of `on_tick`
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ def supervise(
     on_event: OnEvent,
     grace_s: float = 5.0,
     timeout_s: float | None = None,
+    on_tick: OnTick | None = None,
 ) -> list[PartyExit]:
     """Run all parties to their end and say how each ended; none is left behind, however it ends.
 
@@ -228,6 +231,7 @@ def supervise(
     Args:
         on_event: called in this thread with the rank and each event as it comes.
         timeout_s: seconds after which all are ended; None for no limit.
+        on_tick: called in this thread with the process ids of all that run, twice a second.
 
     Raises:
         MpcacheError: a process could not be started.
@@ -238,7 +242,7 @@ def supervise(
         try:
             for command in commands:
                 children[command.rank] = _Child(command, inbox)
-            _watch(children, inbox, on_event, grace_s, timeout_s)
+            _watch(children, inbox, on_event, grace_s, timeout_s, on_tick)
         finally:
             _end(children)
         while not inbox.empty():  # what was said on the way out
@@ -253,11 +257,15 @@ def _watch(
     on_event: OnEvent,
     grace_s: float,
     timeout_s: float | None,
+    on_tick: OnTick | None,
 ) -> None:
-    began = time.monotonic()
+    began = ticked = time.monotonic()
     deadline = began + timeout_s if timeout_s is not None else float("inf")
     running = set(children)
     while running and time.monotonic() < deadline:
+        if on_tick is not None and time.monotonic() >= ticked:
+            ticked = time.monotonic() + _TICKS
+            on_tick([children[rank].process.pid for rank in sorted(running)])
         try:
             rank, event = inbox.get(timeout=_TICK)
         except queue.Empty:

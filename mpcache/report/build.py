@@ -124,12 +124,15 @@ def warnings(record: RunRecord) -> list[str]:
 
 
 def _peak_memory(record: RunRecord) -> dict[str, Any]:
-    """Each process' own peak in bytes, by its name, and their sum."""
+    """Each process' own peak in bytes, by its name, their sum, and the peak of all together."""
     each = {f"party {party.rank}": party.peak_memory_bytes for party in record.parties}
     if record.dealer is not None and record.dealer.peak_memory_bytes is not None:
         each["the dealer"] = record.dealer.peak_memory_bytes
     each["the launcher with its twin"] = record.launcher_peak_bytes
-    return {"by_process": each, "sum": sum(each.values())}
+    found: dict[str, Any] = {"by_process": each, "sum": sum(each.values())}
+    if record.together_peak_bytes is not None:
+        found["together"] = max(record.together_peak_bytes, *each.values())
+    return found
 
 
 def _cache(record: RunRecord) -> dict[str, Any]:

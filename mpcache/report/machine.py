@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,40 @@ def peak_memory_bytes() -> int:
         pass
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def memory_in_use(pids: Sequence[int]) -> int | None:
+    """Bytes resident in all these processes at this moment; None where the system does not say.
+
+    What each has to itself, and once the pages of files and shared memory of the one that has most
+    of them: they may be the same pages in all.
+    """
+    page, own, shared = os.sysconf("SC_PAGE_SIZE"), 0, 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/statm").read_text().split()
+        except FileNotFoundError:
+            if not Path("/proc/self/statm").exists():
+                return None
+            continue  # it has ended
+        except OSError:
+            continue
+        resident, common = int(fields[1]) * page, int(fields[2]) * page
+        own, shared = own + resident - common, max(shared, common)
+    return own + shared
+
+
+class Together:
+    """The most memory that processes have had at one time, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def look(self, pids: Sequence[int]) -> None:
+        """Look at this process and those of `pids` now."""
+        found = memory_in_use([os.getpid(), *pids])
+        if found is not None:
+            self.most = max(self.most or 0, found)
 
 
 def _cores() -> int:

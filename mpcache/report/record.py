@@ -212,6 +212,8 @@ class RunRecord:
         predicted_seconds: of ``prefill`` and a ``token``, where this machine is calibrated.
         outlook: what a token would take at other lengths: see `mpcache.outlook`.
         launcher_peak_bytes: the most memory that the launcher's process had, twin included.
+        together_peak_bytes: the most that all processes had resident at one time while the parties
+            ran, looked at twice a second; None where the system does not say.
         ranges: what a calibration says of the model (`mpcache.ranges`); None in suite `crypten`.
         truncation: the odds of local truncation (`mpcache.odds`); None where it is exact.
     """
@@ -234,6 +236,7 @@ class RunRecord:
     predicted_seconds: Mapping[str, float] | None = None
     outlook: Sequence[Mapping[str, Any]] = ()
     launcher_peak_bytes: int = 0
+    together_peak_bytes: int | None = None
     ranges: Mapping[str, Any] | None = None
     truncation: Mapping[str, Any] | None = None
 

@@ -241,6 +241,11 @@ def memory(report: dict[str, Any]) -> str:
         parties = by_party(report["machine"]["peak_memory_bytes"])
         return f"Peak memory of the parties {parties}; of other processes it was not measured."
     each = ", ".join(f"{name} {in_bytes(size)}" for name, size in found["by_process"].items())
+    if "together" in found:
+        return (
+            f"Peak memory: {each}; together {in_bytes(found['together'])} at one time, looked at"
+            " twice a second."
+        )
     return (
         f"Peak memory: {each}; {in_bytes(found['sum'])} is the sum of each process' peak, an upper"
         " bound of what was in use together."

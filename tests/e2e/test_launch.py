@@ -94,8 +94,10 @@ def test_two_parties_to_the_end(
         assert report["ranges"]["says"] == "not calibrated: run mpcache calibrate"
         assert "Not calibrated: run mpcache calibrate." in (folder / "report.md").read_text()
     assert report["truncation"] is None
-    each = report["machine"]["peak_memory"]["by_process"]
+    memory = report["machine"]["peak_memory"]
+    each = memory["by_process"]
     assert len(each) == processes + 1 and min(each.values()) > 10**8
+    assert max(each.values()) < memory["together"] <= memory["sum"]
     assert report["model"]["weights"] == "pretrained"
     assert report["token_ids"] == report["plaintext"]["token_ids"]
     assert report["new_tokens"] == report["agreement"]["equal_tokens"] == 4

@@ -122,7 +122,7 @@ def shown(policy: Policy) -> Policy:
 def reference_of(policy: mpcache.MPCache) -> Reference:
     names = (
         "clusters", "alpha", "static_keep", "coarse_keep", "dynamic_keep", "sink", "recent",
-        "share_layers", "summary", "observe", "least", "most_clusters",
+        "share_layers", "summary", "observe", "pooled", "least", "most_clusters",
     )  # fmt: skip
     return Reference(**{name: getattr(policy, name) for name in names})
 
@@ -179,6 +179,7 @@ policies = st.builds(
     share_layers=st.booleans(),
     summary=st.sampled_from(["extrema", "mean"]),
     observe=st.sampled_from([0, 1, 3, 16]),
+    pooled=st.sampled_from([1, 1, 3, 5]),
     least=st.sampled_from([0, 0, 7]),
     most_clusters=st.sampled_from([4, 9, 64]),
 )

@@ -34,6 +34,7 @@ class Reference:
     share_layers: bool
     summary: str
     observe: int
+    pooled: int
     least: int
     most_clusters: int
     keys: dict[int, list[Rows]] = field(default_factory=dict)  # layer -> head -> token
@@ -64,6 +65,10 @@ class Reference:
                     seen = weights(queries[head, member, row], list(keys[head, : row + 1]))
                     for token, probability in enumerate(seen.tolist()):
                         importance[token] += probability
+        side = self.pooled // 2
+        importance = [
+            sum(importance[max(0, token - side) : token + side + 1]) for token in range(tokens)
+        ]
         kept = max(share_of(self.static_keep, tokens), self.sink + self.recent)
         if kept >= tokens:
             positions = list(range(tokens))

@@ -25,7 +25,7 @@ from mpcache.models.fusing import fused_groups
 from mpcache.models.spec import ModelSpec
 from mpcache.parties.store_files import Part, digest_of, party_folder, sha256_of, too_open
 
-FORMAT = 1
+FORMAT = 2  # 2: channels between matrices are balanced (`models.folding`)
 HEADER, SEED, KEY = "shares.json", "seed", "share"
 PARTIES = 2
 _AGAIN = "split the model again with `mpcache split`"

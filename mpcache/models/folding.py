@@ -92,7 +92,7 @@ class Folded(Mapping[str, torch.Tensor]):
         return tensor
 
     def _balance(self, layer: str, maker: str, reader: str) -> torch.Tensor:
-        """Powers of two [channels] by which the outputs of `maker` grow: see the top of the file."""
+        """Powers of two [channels] by which what `maker` puts out grows: see the top."""
         key = layer + maker
         if key not in self._balances:
             made = self._unbalanced(layer + maker).double().square().sum(0)

@@ -400,4 +400,10 @@ def _agreement(
         near_ties=tuple(ties),
         choices=made,
         differing_choices=differing,
+        followed_tokens=sum(
+            token == int(logits.argmax())
+            for token, logits in zip(screen.ids, shown.logits, strict=True)
+        )
+        if made and not config.temperature
+        else None,
     )

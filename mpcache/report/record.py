@@ -127,6 +127,8 @@ class Agreement:
 
     Those are the twin's under the parties' choices: `choices` counts what the cache chose (rows of
     one-hot matrices, and evictions), `differing_choices` where the twin would choose otherwise.
+    `followed_tokens` counts tokens that are the twin's likeliest under the parties' choices: where
+    two clusters are about equally near a query, either choice follows the policy.
     Sampled tokens are held against the twin's likeliest on the same prefix.
     """
 
@@ -137,6 +139,7 @@ class Agreement:
     near_ties: tuple[NearTie, ...] = ()
     choices: int = 0
     differing_choices: int = 0
+    followed_tokens: int | None = None
 
 
 @dataclass(frozen=True)

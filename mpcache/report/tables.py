@@ -208,6 +208,11 @@ def agreement(report: dict[str, Any]) -> list[str]:
             f"Choices of the cache: {found['differing_choices']:,} of {found['choices']:,} differ"
             " from what the twin would choose there."
         )
+    if found.get("followed_tokens") is not None:
+        lines.append(
+            f"{found['followed_tokens']} of {found['total_tokens']} tokens equal the twin's under"
+            " the parties' choices."
+        )
     return lines
 
 

@@ -25,7 +25,7 @@ FIELDS = {
     "cache": "policy static_kept clusters dynamic_kept",
     "plaintext": "token_ids prefill_seconds decode_seconds_per_token",
     "agreement": "equal_tokens total_tokens max_logit_error mean_logit_error near_ties choices"
-    " differing_choices",
+    " differing_choices followed_tokens",
     "secure": "setup prefill decode",
     "secure.setup": "seconds rounds sent_bytes dealt_bytes by_scope",
     "secure.prefill": "seconds rounds sent_bytes dealt_bytes by_scope",
@@ -101,6 +101,8 @@ def test_two_parties_to_the_end(
     assert report["model"]["weights"] == "pretrained"
     assert report["token_ids"] == report["plaintext"]["token_ids"]
     assert report["new_tokens"] == report["agreement"]["equal_tokens"] == 4
+    followed = 4 if report["agreement"]["choices"] else None
+    assert report["agreement"]["followed_tokens"] == followed
     assert report["text"].isalpha()
     assert f"text: {report['text']}\n" in running.out
     assert report["text"] in (folder / "report.md").read_text()

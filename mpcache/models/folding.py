@@ -83,15 +83,15 @@ class Folded(Mapping[str, torch.Tensor]):
         tensor = self._unbalanced(name)
         for maker, reader in self._between:
             if name.endswith((f".{maker}", f".{maker}.bias")):
-                return tensor * self._balance(name.split(maker)[0], maker, reader).to(tensor)
+                return tensor * self.balance(name.split(maker)[0], maker, reader).to(tensor)
             if name.endswith(f".{reader}"):
-                scales = self._balance(name.removesuffix(reader), maker, reader)
+                scales = self.balance(name.removesuffix(reader), maker, reader)
                 rows = scales.reshape(-1, 1, self._width(scales, tensor))
                 rows = rows.expand(-1, len(tensor) // len(scales), -1).reshape(-1, 1)
                 return tensor / rows.to(tensor)
         return tensor
 
-    def _balance(self, layer: str, maker: str, reader: str) -> torch.Tensor:
+    def balance(self, layer: str, maker: str, reader: str) -> torch.Tensor:
         """Powers of two [channels] by which what `maker` puts out grows: see the top."""
         key = layer + maker
         if key not in self._balances:

@@ -31,6 +31,8 @@ from mpcache.watching import Place, WatchingMachine, bits_of
 
 FILE = "mpcache-ranges.json"
 STEPS = 16  # decode steps at the end of a window
+# of what was measured: the second number counts how weights are folded (`models.folding`)
+VERSION = f"{__version__}, weights 2"
 AGAIN = "run mpcache calibrate"
 
 
@@ -156,7 +158,7 @@ def measure(config: RunConfig, source: Source, text: Text, windows: int, tokens:
                 request = Request(prompt, len(prompt), STEPS + 1, forced)
                 generate(machine, model, policy, request)
     return Ranges(
-        version=__version__,
+        version=VERSION,
         model=spec.name,
         digest=digest_of(source),
         text=text.origin,
@@ -244,7 +246,7 @@ def load(source: Source) -> tuple[Ranges | None, str]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             why = f"not calibrated: {place} is damaged and was ignored; {AGAIN}"
             continue
-        if found.version != __version__:
+        if found.version != VERSION:
             why = f"not calibrated: {place} is of mpcache {found.version} and was ignored; {AGAIN}"
         elif found.digest != digest:
             why = f"not calibrated: {place} is of other weights and was ignored; {AGAIN}"

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from mpcache import __version__, launching, ranges
+from mpcache import launching, ranges
 from mpcache.cli import app
 from mpcache.config import RunConfig, load
 from mpcache.errors import UsageError
@@ -38,7 +38,7 @@ SMALL = {
 
 
 def made_up(rows: Iterable[Row]) -> Ranges:
-    return Ranges(__version__, "m", "d", "t", "s", 1, 32, ("full",), tuple(rows))
+    return Ranges(ranges.VERSION, "m", "d", "t", "s", 1, 32, ("full",), tuple(rows))
 
 
 @pytest.fixture(autouse=True)

@@ -392,6 +392,10 @@ def _agreement(
         for opened, logits in zip(screen.logits, shown.logits, strict=False)
     ]
     every = torch.cat(errors) if errors else None
+    followed = None
+    if made and not config.temperature:
+        likeliest = [int(logits.argmax()) for logits in shown.logits]
+        followed = sum(a == b for a, b in zip(screen.ids, likeliest, strict=True))
     return Agreement(
         equal_tokens=sum(token == own for token, own in pairs),
         total_tokens=len(pairs),
@@ -400,10 +404,5 @@ def _agreement(
         near_ties=tuple(ties),
         choices=made,
         differing_choices=differing,
-        followed_tokens=sum(
-            token == int(logits.argmax())
-            for token, logits in zip(screen.ids, shown.logits, strict=True)
-        )
-        if made and not config.temperature
-        else None,
+        followed_tokens=followed,
     )

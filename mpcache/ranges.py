@@ -23,6 +23,7 @@ from mpcache.errors import UsageError
 from mpcache.evaluation.texts import Text, Windows
 from mpcache.generation import Request, generate
 from mpcache.models.decoder import load_weights
+from mpcache.models.folding import FOLDING
 from mpcache.models.registry import Source
 from mpcache.program import policy_of, setting_of
 from mpcache.report.compare import FULL
@@ -31,8 +32,7 @@ from mpcache.watching import Place, WatchingMachine, bits_of
 
 FILE = "mpcache-ranges.json"
 STEPS = 16  # decode steps at the end of a window
-# of what was measured: the second number counts how weights are folded (`models.folding`)
-VERSION = f"{__version__}, weights 2"
+VERSION = f"{__version__}, weights {FOLDING}"  # of what was measured
 AGAIN = "run mpcache calibrate"
 
 

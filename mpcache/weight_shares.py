@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from mpcache.config import RunConfig
 from mpcache.errors import MpcacheError, UsageError
 from mpcache.kernels.prg import SEED_BYTES, Stream
+from mpcache.models.folding import FOLDING
 from mpcache.models.fusing import fused_groups
 from mpcache.models.spec import ModelSpec
 from mpcache.parties.store_files import Part, digest_of, party_folder, sha256_of, too_open
 
-FORMAT = 2  # 2: channels between matrices are balanced (`models.folding`)
+FORMAT = FOLDING  # shares are of folded weights
 HEADER, SEED, KEY = "shares.json", "seed", "share"
 PARTIES = 2
 _AGAIN = "split the model again with `mpcache split`"

@@ -29,6 +29,7 @@ READERS = {
 }
 WRITERS = ("attention.output", "ffn.down")
 VALUES, GATED = ("attention.value", "attention.output"), ("ffn.up", "ffn.down")
+FOLDING = 2  # counts the ways in which weights were made here: what is kept of others is refused
 MOST = 6  # a channel is scaled by 2^6 or 2^-6 at most
 
 

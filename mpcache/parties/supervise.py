@@ -26,8 +26,8 @@ OnTick = Callable[[Sequence[int]], None]
 _TAIL = 50  # lines of stderr that are kept
 _MAX_LINE = 1 << 20  # bytes of one line
 _KILL = 2.0  # seconds between asking a process to end and killing it
-_TICK = 0.1  # seconds
-_TICKS = 0.5  # seconds between two calls of `on_tick`
+_POLL = 0.1  # seconds
+_TICK = 0.5  # seconds between two calls of `on_tick`
 
 
 @dataclass(frozen=True)
@@ -264,10 +264,10 @@ def _watch(
     running = set(children)
     while running and time.monotonic() < deadline:
         if on_tick is not None and time.monotonic() >= ticked:
-            ticked = time.monotonic() + _TICKS
+            ticked = time.monotonic() + _TICK
             on_tick([children[rank].process.pid for rank in sorted(running)])
         try:
-            rank, event = inbox.get(timeout=_TICK)
+            rank, event = inbox.get(timeout=_POLL)
         except queue.Empty:
             continue
         child, now = children[rank], time.monotonic()

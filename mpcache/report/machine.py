@@ -47,16 +47,14 @@ def memory_in_use(pids: Sequence[int]) -> int | None:
     What each has to itself, and once the pages of files and shared memory of the one that has most
     of them: they may be the same pages in all.
     """
+    if not Path("/proc/self/statm").exists():
+        return None
     page, own, shared = os.sysconf("SC_PAGE_SIZE"), 0, 0
     for pid in pids:
         try:
             fields = Path(f"/proc/{pid}/statm").read_text().split()
-        except FileNotFoundError:
-            if not Path("/proc/self/statm").exists():
-                return None
-            continue  # it has ended
         except OSError:
-            continue
+            continue  # it has ended
         resident, common = int(fields[1]) * page, int(fields[2]) * page
         own, shared = own + resident - common, max(shared, common)
     return own + shared

@@ -19,7 +19,7 @@ from mpcache.protocols.secret import Kept, cat
 from mpcache.protocols.selection import best
 from mpcache.protocols.softmax import attention
 
-from .harness import UNIT
+from .harness import UNIT, grid
 from .test_dealer import deal_and_run, normal, perform
 
 WORD = 2**64
@@ -347,12 +347,21 @@ def test_masked_attention_in_attentions_ring(few: bool, monkeypatch: pytest.Monk
     assert float((done.values[0] - wanted).abs().max()) < 3e-3
 
 
+def weight_unit(tokens: int, few: bool) -> float:
+    """A unit of a weight beside the least total that such weights can have: e^-3 where the ceiling
+    may miss the maximum by 3, else 1; and each of them is off by a unit."""
+    return UNIT / ((math.exp(-3) if few else 1.0) - tokens * UNIT)
+
+
 @pytest.mark.parametrize("few", [True, False], ids=["ceiling", "maximum"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
 def test_masked_attention(few: bool, spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever way the maximum is found; scores of one row from flat to far apart."""
     monkeypatch.setattr(softmax, "CEILED", 1 << 20 if few else 0)
     queries, keys, values = normal(2, 3, 9, 4, spread=spread), normal(2, 9, 4), normal(2, 9, 4)
+    farthest = float(torch.einsum("hgqd,hkd->hgqk", queries, keys).abs().max()) / 2
+    queries = grid(queries * min(1.0, 60 / farthest))  # scores between the ends that are stated
+    keys, values = grid(keys), grid(values)
     mask = torch.ones(9, 9, dtype=torch.int64).tril()
 
     def operation(machine: SecureMachine, q: Any, k: Any, v: Any) -> list[Any]:
@@ -365,18 +374,15 @@ def test_masked_attention(few: bool, spread: float, monkeypatch: pytest.MonkeyPa
     shown = scores.masked_fill(mask == 0, -1e9)
     exact = torch.softmax(shown, -1)
     context, probabilities = done.values
-    # a weight is off by 2^-17, while their total is e^-3 at least, and by 2^-14 of itself; the
-    # total is off as the weights are, and 1 / total by 2^-15
-    lost = 9 * 2.0**-17 * math.e**3 if few else 9 * 2.0**-17
-    relative, largest = 3 * 2.0**-14 + lost, float(values.abs().max())
-    assert bool(
-        (probabilities - exact[:, :, 5:])
-        .abs()
-        .le(exact[:, :, 5:] * relative + lost / 9 + 3 * UNIT)
-        .all()
-    )
+    # of 9 weights each is off by a unit at most, and by 2^-14 of itself; their total is as they
+    # are, and 1 / total by 2^-15
+    lost, relative = weight_unit(9, few), 3 * 2.0**-14
+    expected = exact[:, :, 5:]
+    allowed = expected * (relative + 9 * lost) + lost + 3 * UNIT
+    assert bool((probabilities - expected).abs().le(allowed).all())
     wanted = torch.einsum("hgqk,hkd->hgqd", exact, values)
-    assert bool((context - wanted).abs().le(largest * relative + 3 * UNIT).all())
+    largest = float(values.abs().max()) * (relative + 2 * 9 * lost)
+    assert bool((context - wanted).abs().le(largest + 3 * UNIT).all())
 
 
 def attended_rows(scores: torch.Tensor, width: int = 64) -> torch.Tensor:
@@ -390,7 +396,8 @@ def attended_rows(scores: torch.Tensor, width: int = 64) -> torch.Tensor:
     return done.values[0]
 
 
-WEIGHT_BOUND = 3 * 2.0**-14 + 4 * 2.0**-17 * math.e**3 + 3 * UNIT
+# (1 - p) of a weight's own unit and p of the others' count, where p is what it should be
+WEIGHT_BOUND = 3 * 2.0**-14 + 3 * weight_unit(4, few=True) + 3 * UNIT
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["ceiling", "maximum"])

@@ -42,6 +42,42 @@ def _fetch(builder: Any, address: Any) -> None:
     builder.call(fetch, [place, _INDEX(1), _INDEX(3), _INDEX(1)])
 
 
+def _broadcast(builder: Any, value: Any) -> Any:
+    """One value in all lanes."""
+    return builder.shuffle_vector(builder.insert_element(_UNSET, value, _INDEX(0)), _UNSET, _SPREAD)
+
+
+class _Loop:
+    """A loop that numba does not see: `k` counts, `totals` are carried from turn to turn."""
+
+    def __init__(self, builder: Any, count: Any, totals: int) -> None:
+        self.builder, self.count, self.before = builder, count, builder.block
+        self.body = builder.append_basic_block("turn")
+        self.after = builder.append_basic_block("after")
+        builder.branch(self.body)
+        builder.position_at_end(self.body)
+        self.k = builder.phi(_WORD)
+        self.totals = [builder.phi(_VECTOR) for _ in range(totals)]
+
+    def end(self, sums: list[Any]) -> None:
+        """Close it; `sums` are the totals after a turn. It takes one turn at least."""
+        builder, following = self.builder, self.builder.add(self.k, _WORD(1))
+        zero = ir.Constant(_VECTOR, None)
+        starts = [(self.k, _WORD(0), following)]
+        starts += [(total, zero, now) for total, now in zip(self.totals, sums, strict=True)]
+        for phi, start, value in starts:
+            phi.add_incoming(start, self.before)
+            phi.add_incoming(value, self.body)
+        more = builder.icmp_signed("<", following, self.count)
+        builder.cbranch(more, self.body, self.after)
+        builder.position_at_end(self.after)
+
+
+def _line(builder: Any, start: Any, stride: Any, number: Any) -> Any:
+    """The address `number` strides after `start`."""
+    return builder.add(start, builder.mul(stride, number))
+
+
 def tile(rows: int) -> Any:
     """An intrinsic: sums [rows, 16] = x [depth, rows] times w [depth, 16], at addresses.
 
@@ -51,39 +87,22 @@ def tile(rows: int) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         depth, x, w, sums, stride, more = values
-        before = builder.block
         for row in range(rows):
             for half in range(2):
-                line = builder.add(builder.mul(stride, _WORD(row)), _WORD(64 * half))
-                _fetch(builder, builder.add(sums, line))
-        loop, after = builder.append_basic_block("inputs"), builder.append_basic_block("sums")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k = builder.phi(_WORD)
-        totals = [builder.phi(_VECTOR) for _ in range(2 * rows)]
+                line = _line(builder, sums, stride, _WORD(row))
+                _fetch(builder, builder.add(line, _WORD(64 * half)))
+        loop = _Loop(builder, depth, 2 * rows)
+        k, totals = loop.k, loop.totals
         at_w = builder.inttoptr(builder.add(w, builder.mul(k, _WORD(16 * LANES))), _POINTER)
         at_x = builder.inttoptr(builder.add(x, builder.mul(k, _WORD(8 * rows))), _WORD.as_pointer())
         right = [builder.load(builder.gep(at_w, [_WORD(half)]), align=8) for half in range(2)]
         sums_now = []
         for row in range(rows):
-            value = builder.load(builder.gep(at_x, [_WORD(row)]), align=8)
-            left = builder.insert_element(_UNSET, value, _INDEX(0))
-            left = builder.shuffle_vector(left, _UNSET, _SPREAD)
+            left = _broadcast(builder, builder.load(builder.gep(at_x, [_WORD(row)]), align=8))
             for half in range(2):
                 product = builder.mul(left, right[half])
                 sums_now.append(builder.add(totals[2 * row + half], product))
-        following = builder.add(k, _WORD(1))
-        for phi, start, value in [
-            (k, _WORD(0), following),
-            *(
-                (total, ir.Constant(_VECTOR, None), now)
-                for total, now in zip(totals, sums_now, strict=True)
-            ),
-        ]:
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
-        builder.position_at_end(after)
+        loop.end(sums_now)
         places = []
         for row in range(rows):
             line = builder.inttoptr(builder.add(sums, builder.mul(stride, _WORD(row))), _POINTER)
@@ -99,6 +118,86 @@ def tile(rows: int) -> Any:
 
     def typed(typing: Any, depth: Any, x: Any, w: Any, sums: Any, stride: Any, more: Any) -> Any:
         return types.void(*[types.int64] * 6), generate
+
+    return intrinsic(typed)
+
+
+NARROW = 8 * LANES  # columns of `columns` and `dots`: eight vectors
+
+
+def _vectors(builder: Any, address: Any) -> list[Any]:
+    """Eight vectors that lie next to each other."""
+    place = builder.inttoptr(address, _POINTER)
+    return [builder.load(builder.gep(place, [_WORD(part)]), align=8) for part in range(8)]
+
+
+def columns(rows: int) -> Any:
+    """An intrinsic: sums [rows, 64] += x [rows, inputs] times w [inputs, 64], at addresses.
+
+    w is read in the order in which it lies, and the sums stay in registers meanwhile. Its
+    arguments: inputs, x, w, sums, and the bytes from one row to the next of each of the three.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        inputs, x, w, sums, x_stride, w_stride, stride = values
+        loop = _Loop(builder, inputs, 8 * rows)
+        right = _vectors(builder, _line(builder, w, w_stride, loop.k))
+        now = []
+        for row in range(rows):
+            at = builder.add(_line(builder, x, x_stride, _WORD(row)), builder.mul(loop.k, _WORD(8)))
+            value = builder.load(builder.inttoptr(at, _WORD.as_pointer()), align=8)
+            left = _broadcast(builder, value)
+            for part in range(8):
+                product = builder.mul(left, right[part])
+                now.append(builder.add(loop.totals[8 * row + part], product))
+        loop.end(now)
+        for row in range(rows):
+            line = builder.inttoptr(_line(builder, sums, stride, _WORD(row)), _POINTER)
+            for part in range(8):
+                place = builder.gep(line, [_WORD(part)])
+                total = builder.add(builder.load(place, align=8), now[8 * row + part])
+                builder.store(total, place, align=8)
+        return context.get_dummy_value()
+
+    return _narrow(generate)
+
+
+def dots(rows: int) -> Any:
+    """An intrinsic: sums [rows, count] += x [rows, 64] times w [count, 64] transposed.
+
+    w is read in the order in which it lies, and x stays in registers meanwhile. Its arguments:
+    count, x, w, sums, and the bytes from one row to the next of each of the three.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        count, x, w, sums, x_stride, w_stride, stride = values
+        left = [_vectors(builder, _line(builder, x, x_stride, _WORD(row))) for row in range(rows)]
+        shape = ir.FunctionType(_WORD, [_VECTOR])
+        name = f"llvm.vector.reduce.add.v{LANES}i64"
+        added = cgutils.get_or_insert_function(builder.module, shape, name)
+        loop = _Loop(builder, count, 0)
+        right = _vectors(builder, _line(builder, w, w_stride, loop.k))
+        for row in range(rows):
+            products = [builder.mul(a, b) for a, b in zip(left[row], right, strict=True)]
+            while len(products) > 1:
+                products = [builder.add(*products[i : i + 2]) for i in range(0, len(products), 2)]
+            at = builder.add(
+                _line(builder, sums, stride, _WORD(row)), builder.mul(loop.k, _WORD(8))
+            )
+            place = builder.inttoptr(at, _WORD.as_pointer())
+            total = builder.add(builder.load(place, align=8), builder.call(added, products))
+            builder.store(total, place, align=8)
+        loop.end([])
+        return context.get_dummy_value()
+
+    return _narrow(generate)
+
+
+def _narrow(generate: Any) -> Any:
+    def typed(
+        typing: Any, count: Any, x: Any, w: Any, sums: Any, x_stride: Any, w_stride: Any, s: Any
+    ) -> Any:
+        return types.void(*[types.int64] * 7), generate
 
     return intrinsic(typed)
 

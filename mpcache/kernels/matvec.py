@@ -15,11 +15,17 @@ from numba import carray, njit
 
 from mpcache.kernels import lanes
 from mpcache.kernels.memory import pointer
+from mpcache.kernels.processor import has_wide_product
 from mpcache.kernels.shapes import check_operands, in_parts, strided
 
 _STEP = 8  # inputs, or outputs, that one pass takes together
 _BLOCK = 4096  # outputs whose int64 sums (32 KiB) stay in the first-level cache
 _BLOCK_OF_ROWS = 512  # fewer with many rows: 8 inputs of 512 weights are used by every row
+_NARROW, _FEW = lanes.NARROW, 2 * lanes.NARROW  # one head's width, and at most so wide
+_WIDE = has_wide_product()
+
+_columns1, _columns2, _columns3 = (lanes.columns(rows) for rows in (1, 2, 3))
+_dots1, _dots2, _dots3 = (lanes.dots(rows) for rows in (1, 2, 3))
 
 
 @njit(nogil=True, cache=True)
@@ -114,11 +120,52 @@ def _add_dots(x: Any, w: Any, stride: Any, kind: Any, out: Any, first: Any, last
 
 
 @njit(nogil=True, cache=True)
+def _add_columns(x: Any, w: Any, stride: Any, out: Any, first: Any, last: Any) -> None:
+    """out[:, first:last] += x @ w, with so few outputs that sums stay in registers."""
+    rows, inputs = x.shape
+    left, step, line = x.ctypes.data, 8 * inputs, 8 * out.shape[1]
+    for begin in range(first, last, _NARROW):
+        at_w, sums = w + 8 * (begin - first), out.ctypes.data + 8 * begin
+        for row in range(0, rows, 3):
+            at_x, at = left + row * step, sums + row * line
+            if rows - row == 1:
+                _columns1(inputs, at_x, at_w, at, step, stride, line)
+            elif rows - row == 2:
+                _columns2(inputs, at_x, at_w, at, step, stride, line)
+            else:
+                _columns3(inputs, at_x, at_w, at, step, stride, line)
+
+
+@njit(nogil=True, cache=True)
+def _add_narrow_dots(x: Any, w: Any, stride: Any, out: Any, first: Any, last: Any) -> None:
+    """out[:, first:last] += x @ w.T, with so few inputs that x stays in registers."""
+    rows, inputs = x.shape
+    sums, step, line = out.ctypes.data + 8 * first, 8 * inputs, 8 * out.shape[1]
+    for begin in range(0, inputs, _NARROW):
+        at_w, left = w + 8 * begin, x.ctypes.data + 8 * begin
+        for row in range(0, rows, 3):
+            at_x, at = left + row * step, sums + row * line
+            if rows - row == 1:
+                _dots1(last - first, at_x, at_w, at, step, stride, line)
+            elif rows - row == 2:
+                _dots2(last - first, at_x, at_w, at, step, stride, line)
+            else:
+                _dots3(last - first, at_x, at_w, at, step, stride, line)
+
+
+@njit(nogil=True, cache=True)
 def _add_one(
     x: Any, w: Any, size: Any, strides: Any, kind: Any, out: Any, first: Any, last: Any
 ) -> None:
     """out[:, first:last] += x @ w; w's elements of `size` bytes are neighbours one way."""
-    if strides[1] == size:
+    by_inputs, outputs, inputs = strides[1] == size, last - first, x.shape[1]
+    narrow = outputs if by_inputs else inputs
+    if _WIDE and size == 8 and 0 < narrow <= _FEW and narrow % _NARROW == 0 and inputs and outputs:
+        if by_inputs:
+            _add_columns(x, w, strides[0], out, first, last)
+        else:
+            _add_narrow_dots(x, w, strides[1], out, first, last)
+    elif by_inputs:
         block = _BLOCK if len(x) == 1 else _BLOCK_OF_ROWS
         for begin in range(first, last, block):
             at = w + (begin - first) * size

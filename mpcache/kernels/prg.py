@@ -23,6 +23,9 @@ _CHUNK = 1 << 18  # bytes; enciphered and masked while they are in the second-le
 _SLACK = 15  # older releases of cryptography want this much room behind what they write
 _ZEROS = memoryview(bytes(_CHUNK))
 _STORAGE = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
+_NARROWEST = tuple(
+    next(dtype for width, dtype in _STORAGE.items() if bits <= width) for bits in range(1, 65)
+)
 _WIDTH = {dtype: width for width, dtype in _STORAGE.items()} | {torch.int8: 8}
 
 
@@ -34,7 +37,7 @@ def storage(bits: int) -> torch.dtype:
     """
     if not 1 <= bits <= 64:
         raise UsageError(f"Ring elements of {bits} bits were asked for; expected 1 to 64.")
-    return next(dtype for width, dtype in _STORAGE.items() if bits <= width)
+    return _NARROWEST[bits - 1]
 
 
 class Stream:
@@ -74,9 +77,9 @@ class Stream:
 
     def bytes(self, count: int) -> bytes:
         """The next `count` bytes."""
-        out = np.empty(count, dtype=np.uint8)
-        self._fill(out, None)
-        return out.tobytes()
+        out = np.empty(count + _SLACK, dtype=np.uint8)
+        self._fill(out, count)
+        return out[:count].tobytes()
 
     def ring(self, shape: int | Sequence[int]) -> torch.Tensor:
         """Uniform elements of Z/2^64: int64 of `shape`."""
@@ -99,32 +102,33 @@ class Stream:
         Raises:
             UsageError: when `dtype` is another one or too narrow.
         """
-        dtype = dtype or storage(bits)
-        storage(bits)
+        narrowest = storage(bits)
+        dtype = dtype or narrowest
         if _WIDTH.get(dtype, 0) < bits:
             raise UsageError(f"Elements of {bits} bits do not fit into {dtype}.")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        octets = torch.from_numpy(buffer(math.prod(shape) * dtype.itemsize))
-        out = octets.view(dtype)
-        self._fill(out.numpy(), bits if bits < _WIDTH[dtype] else None)
+        size = math.prod(shape) * dtype.itemsize
+        room = buffer(size + _SLACK)
+        out = torch.from_numpy(room[:size]).view(dtype)
+        self._fill(room, size, out if bits < _WIDTH[dtype] else None, bits)
         return out.view(shape)
 
-    def _fill(self, out: np.ndarray, bits: int | None) -> None:
-        """Write the next out.nbytes of keystream to `out` [count], keeping `bits` of an element."""
-        octets = memoryview(out.view(np.uint8).data)
-        size = len(octets)
+    def _fill(
+        self, room: np.ndarray, size: int, words: torch.Tensor | None = None, bits: int = 0
+    ) -> None:
+        """Write the next `size` bytes of keystream to `room`, which has some more.
+
+        Args:
+            words: the same memory as words of which `bits` low bits are kept, if not all are.
+        """
+        octets = memoryview(room.data)
         for begin in range(0, size, _CHUNK):
             count = min(_CHUNK, size - begin)
-            direct = count if begin + count + _SLACK <= size else max(0, count - _SLACK)
-            if direct:
-                self._cipher.update_into(_ZEROS[:direct], octets[begin:])
-            if direct < count:
-                octets[begin + direct : begin + count] = self._cipher.update(
-                    _ZEROS[: count - direct]
-                )
-            if bits is not None:
-                part = out[begin // out.itemsize : (begin + count) // out.itemsize]
-                np.bitwise_and(part, out.dtype.type((1 << bits) - 1), out=part)
+            self._cipher.update_into(_ZEROS[:count], octets[begin:])
+            if words is not None:
+                width = words.element_size()
+                part = words.numpy()[begin // width : (begin + count) // width]
+                np.bitwise_and(part, part.dtype.type((1 << bits) - 1), out=part)
         self._position += size
 
 

@@ -12,6 +12,7 @@ from mpcache.errors import UsageError
 
 WEIGHT_BYTES = {torch.int64: 8, torch.int32: 4, torch.int16: 2}
 _LINE = 64  # bytes of a cache line
+_MUCH = 1 << 20
 
 
 def check_operands(x: torch.Tensor, w: torch.Tensor, dims: int) -> None:
@@ -41,9 +42,12 @@ def check_operands(x: torch.Tensor, w: torch.Tensor, dims: int) -> None:
 def buffer(size: int) -> np.ndarray:
     """uint8 [size] with nothing in it, on a cache line's boundary.
 
-    Taken from numpy, which asks for huge pages where it takes much: filling a buffer of 32 MiB
+    Where it is much it is taken from numpy, which asks for huge pages: filling a buffer of 32 MiB
     for the first time then costs a fraction of what 8,192 page faults cost.
     """
+    if size < _MUCH:
+        # torch keeps to that boundary; and nothing at all would have no stride of one byte
+        return torch.empty(size + 1, dtype=torch.uint8).numpy()[:size]
     room = np.empty(size + _LINE, dtype=np.uint8)
     first = -room.ctypes.data % _LINE
     return room[first : first + size]

@@ -268,4 +268,4 @@ def _sendable(tensor: torch.Tensor, label: str) -> torch.Tensor:
     """`tensor` as it can be sent: on the CPU, contiguous."""
     if tensor.device.type == "meta":
         raise MpcacheError(f"{label}: a tensor without data cannot be sent")
-    return tensor.detach().cpu().contiguous()
+    return tensor.contiguous() if tensor.is_cpu else tensor.cpu().contiguous()

@@ -8,6 +8,7 @@ cost reading and the transport both call it, so that predicted and measured byte
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -48,18 +49,35 @@ class Spec:
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Spec:
-        return Spec(tuple(tensor.shape), tensor.dtype)
+        return _spec(tensor.shape, tensor.dtype)
 
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
-    def __str__(self) -> str:
+    @functools.cached_property
+    def packed(self) -> bytes:
+        """What a header says of it."""
+        head = _TENSOR.pack(DTYPES.index(self.dtype), len(self.shape))
+        return head + b"".join(_DIM.pack(size) for size in self.shape)
+
+    @functools.cached_property
+    def text(self) -> str:
+        """What a transcript says of it."""
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _spec(shape: Sequence[int], dtype: torch.dtype) -> Spec:
+    """Made once for each, with what is known of it."""
+    return Spec(tuple(shape), dtype)
 
 
 @dataclass(frozen=True)
@@ -75,8 +93,7 @@ class Header:
 
 def header_bytes(label: str, specs: Sequence[Spec]) -> int:
     """Size in bytes of a frame's header."""
-    described = sum(_TENSOR.size + _DIM.size * len(spec.shape) for spec in specs)
-    return FIXED_BYTES + len(label.encode()) + described
+    return FIXED_BYTES + len(label.encode()) + sum(len(spec.packed) for spec in specs)
 
 
 def frame_bytes(label: str, specs: Sequence[Spec]) -> int:
@@ -89,22 +106,9 @@ def pack_header(header: Header) -> bytes:
     label = header.label.encode()
     if len(label) > MAX_LABEL:
         raise MpcacheError(f"label of {len(label)} bytes; at most {MAX_LABEL} fit in a frame")
-    parts = [
-        _FIXED.pack(
-            MAGIC,
-            VERSION,
-            ABORT if header.abort else 0,
-            header.step & 0xFFFFFFFF,
-            header.clock,
-            len(label),
-            len(header.specs),
-        ),
-        label,
-    ]
-    for spec in header.specs:
-        parts.append(_TENSOR.pack(DTYPES.index(spec.dtype), len(spec.shape)))
-        parts.extend(_DIM.pack(size) for size in spec.shape)
-    return b"".join(parts)
+    flags, step = ABORT if header.abort else 0, header.step & 0xFFFFFFFF
+    fixed = _FIXED.pack(MAGIC, VERSION, flags, step, header.clock, len(label), len(header.specs))
+    return b"".join([fixed, label, *(spec.packed for spec in header.specs)])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -102,6 +102,32 @@ def _laid(pieces: Sequence[Piece], drawn: bool) -> tuple[list[_Place], int]:
     return found, at
 
 
+class _Run:
+    """Pieces of one kind of words that lie next to each other where they are drawn."""
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self.begin, self.end = places[0].at, places[-1].end
+        self.dtype, self.mask = places[0].words.spec.dtype, places[0].mask
+        self.places = places
+        self.sizes = [place.words.spec.elements for place in places]
+
+    def read(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each piece's name and words, from bytes that nobody else reads."""
+        words = buffer[self.begin : self.end].view(self.dtype)
+        if self.mask:
+            words &= self.mask
+        parts = words.split_with_sizes(self.sizes)
+        for place, part in zip(self.places, parts, strict=True):
+            yield place.name, place.piece.held(part.view(place.piece.shape))
+
+
+def _runs(pieces: Sequence[Piece]) -> tuple[list[_Run], int]:
+    """Where pieces lie that are drawn, and how many bytes they are."""
+    places, size = _laid(pieces, True)
+    alike = itertools.groupby(places, lambda place: (place.words.spec.dtype, place.mask))
+    return [_Run(list(group)) for _, group in alike], size
+
+
 class Form:
     """The pieces of a correlation, and where they lie in what is drawn and in what is dealt."""
 
@@ -117,7 +143,7 @@ class Form:
             ]
             for rank in (0, 1)
         ]
-        self.drawn = [_laid(held, True) for held in own]
+        self.drawn = [_runs(held) for held in own]
         self.dealt, self.dealt_bytes = _laid([piece for piece in pieces if piece.dealt], False)
 
 
@@ -149,15 +175,9 @@ class Correlation(ABC):
 
     def draw(self, rank: int, source: Randomness) -> Pieces:
         """What party `rank` takes from its own seed."""
-        places, size = self.form.drawn[rank]
+        runs, size = self.form.drawn[rank]
         buffer = source.bits((size,), 8) if size else torch.empty(0, dtype=torch.uint8)
-        found = {}
-        for place in places:
-            value = place.of(buffer)
-            if place.mask:
-                value = value & place.mask
-            found[place.name] = place.piece.held(value)
-        return found
+        return {name: value for run in runs for name, value in run.read(buffer)}
 
     def read(self, dealt: torch.Tensor) -> Pieces:
         """Party 1's corrections, from their bytes [dealt_bytes]."""

@@ -99,18 +99,17 @@ class DealerSuite(Tables):
 
     def together(self, *plays: Play) -> list[Any]:
         """Play primitives side by side, a round of all of them in one message, to their ends."""
-        both = side_by_side(plays)
-        got: Answers | None = None
-        while True:
-            try:
-                asks = both.send(got)  # type: ignore[arg-type]
-            except StopIteration as end:
-                return list(end.value)
-            got = self._ask(asks)
+        return list(self.play(side_by_side(plays)))
 
     def play(self, play: Play) -> Any:
         """Play one primitive to its end."""
-        return self.together(play)[0]
+        got: Answers | None = None
+        while True:
+            try:
+                asks = play.send(got)  # type: ignore[arg-type]
+            except StopIteration as end:
+                return end.value
+            got = self._ask(asks)
 
     def _ask(self, asks: Asks) -> Answers:
         """One message for all, and what each gets."""
@@ -316,8 +315,7 @@ class DealerSuite(Tables):
         """x brought to the setting's fractional bits."""
         if x.frac <= self.setting.frac:
             return x
-        cut = yield from side_by_side([self.truncating(x, x.frac - self.setting.frac, width)])
-        return cut[0]
+        return (yield from self.truncating(x, x.frac - self.setting.frac, width))
 
     def settling_kept(self, x: Secret) -> Play:
         """x brought to the setting's fractional bits, and kept: in one round where the ring that a
@@ -325,11 +323,9 @@ class DealerSuite(Tables):
         bits = x.frac - self.setting.frac
         left = x.width - bits
         if bits > 0 and left >= self.setting.short and self.setting.truncation == "exact":
-            both = yield from side_by_side([self.truncating(x, bits, left)])
-        else:
-            settled = yield from side_by_side([self.settling(x)])
-            both = yield from side_by_side([self.keeping(settled[0])])
-        return both[0]
+            return (yield from self.truncating(x, bits, left))
+        settled = yield from self.settling(x)
+        return (yield from self.keeping(settled))
 
     @abstractmethod
     def kept_mask(self, shape: tuple[int, ...]) -> torch.Tensor | None:

@@ -77,15 +77,24 @@ class Scopes:
     def __init__(self) -> None:
         self.on_enter: Callable[[str], None] | None = None
         self.entries: dict[str, Entry] = {}
-        self._path: list[str] = []
+        self._paths: list[str] = []  # that of each open scope
         self._since, self._busy = time.perf_counter(), time.process_time()
 
     @property
     def path(self) -> str:
-        return "/".join(self._path) or "start"
+        return self._paths[-1] if self._paths else "start"
 
     def entry(self) -> Entry:
-        return self.entries.setdefault(self.path, Entry())
+        found = self.entries.get(self.path)
+        if found is None:
+            found = self.entries[self.path] = Entry()
+        return found
+
+    def _enter(self, name: str) -> None:
+        self._paths.append(f"{self._paths[-1]}/{name}" if self._paths else name)
+
+    def _leave(self) -> None:
+        self._paths.pop()
 
     def _settle(self) -> None:
         now, busy = time.perf_counter(), time.process_time()
@@ -98,14 +107,14 @@ class Scopes:
     def scope(self, name: str) -> Iterator[None]:
         """Everything inside is counted under the current path and `name`."""
         self._settle()
-        self._path.append(name)
+        self._enter(name)
         if self.on_enter is not None:
             self.on_enter(self.path)
         try:
             yield
         finally:
             self._settle()
-            self._path.pop()
+            self._leave()
 
     def total(self, prefix: str = "") -> Entry:
         """Sum over the scope `prefix` and everything inside it; all scopes for ``""``."""
@@ -134,7 +143,7 @@ class Transcript:
         parts = [label]
         for arrow, frames in ((">", sent), ("<", got)):
             for peer in sorted(frames):
-                parts.append(f"{arrow}{peer}:{','.join(map(str, frames[peer]))}")
+                parts.append(f"{arrow}{peer}:{','.join([spec.text for spec in frames[peer]])}")
         self._digest.update(" ".join(parts).encode() + b"\n")
 
     def hexdigest(self) -> str:
@@ -199,18 +208,17 @@ class Prediction(Scopes):
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        self._path.append(name)
+        every: list[Scopes] = [self, *self.ranks]
+        for scopes in every:
+            scopes._enter(name)
         self.called("scope", 0)
         if self.on_enter is not None:
             self.on_enter(self.path)
-        for ledger in self.ranks:
-            ledger._path.append(name)
         try:
             yield
         finally:
-            self._path.pop()
-            for ledger in self.ranks:
-                ledger._path.pop()
+            for scopes in every:
+                scopes._leave()
 
     def step(self, kind: str, sends: Sends) -> None:
         """Count one step in which `sends[source, target]` is each frame's content."""

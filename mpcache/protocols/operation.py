@@ -324,8 +324,9 @@ class Suite(ABC):
 
 def encoded(public: torch.Tensor | float, frac: int) -> torch.Tensor:
     """Numbers as ring elements with `frac` fractional bits, rounded to the nearest unit."""
-    exact = torch.as_tensor(public, dtype=torch.float64)
-    return torch.round(exact * 2.0**frac).to(torch.int64)
+    if not isinstance(public, torch.Tensor):
+        return torch.tensor(round(public * 2.0**frac))
+    return torch.round(public.to(torch.float64) * 2.0**frac).to(torch.int64)
 
 
 class SecureMachine(Machine):

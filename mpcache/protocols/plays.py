@@ -36,6 +36,8 @@ Play = Generator[Asks, Answers, Any]
 
 def side_by_side(plays: Sequence[Play]) -> Play:
     """All plays to their ends, a round of each at the same time; returns what they return."""
+    if len(plays) == 1:
+        return [(yield from plays[0])]
     results: list[Any] = [None] * len(plays)
     waiting: dict[int, Asks] = {}
 

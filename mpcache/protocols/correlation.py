@@ -181,10 +181,13 @@ class Correlation(ABC):
 
     def read(self, dealt: torch.Tensor) -> Pieces:
         """Party 1's corrections, from their bytes [dealt_bytes]."""
-        return {
-            place.name: place.piece.held(place.words.unpack(place.of(dealt)))
-            for place in self.form.dealt
-        }
+        found = {}
+        for place in self.form.dealt:
+            value = place.of(dealt)
+            if not place.words.natural:
+                value = place.words.unpack(value)
+            found[place.name] = place.piece.held(value)
+        return found
 
     def corrections(self, zero: Pieces, one: Pieces) -> tuple[torch.Tensor, Pieces]:
         """Bytes of party 1's corrected shares, from what both parties drew; and what is `told`."""

@@ -17,7 +17,8 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import Correlation, Pieces
-from mpcache.protocols.dealer import DealerSuite, Messages, Specs
+from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.dealer_rounds import Messages, Specs
 from mpcache.protocols.dealer_tables import (
     EXP_FACTOR,
     EXP_FRAC,

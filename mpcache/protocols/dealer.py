@@ -10,38 +10,30 @@ Primitives are plays (`plays`): those that do not depend on each other can be pl
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.kernels.ring import ring_product
-from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import (
-    Correlation,
     MaskedProduct,
     Monomials,
     Pieces,
     Triple,
     broadcast,
-    logical_shift,
     squared,
-    truncated,
 )
 from mpcache.protocols.dealer_tables import Tables
-from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
+from mpcache.protocols.plays import Ask, Play
 from mpcache.protocols.secret import Kept, Secret, SharedWeight
-from mpcache.protocols.setting import Setting
 from mpcache.protocols.tokens import Tokens
-from mpcache.protocols.wire import Words, as_words
+from mpcache.protocols.wire import as_words
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Specs = tuple[Sequence[Spec], Sequence[Spec]]
-Messages = Callable[[], list[torch.Tensor]]
 Make = Callable[[], torch.Tensor]
 SharedMasks = tuple[Callable[[], torch.Tensor | None], Make]
-TRIM = 6  # bits that `trimming` leaves for a truncation
 
 
 class OwnedWeight(Secret):
@@ -66,92 +58,6 @@ class DealerSuite(Tables):
     """
 
     name: ClassVar[str] = "dealer"
-    hollow: ClassVar[bool]
-    rank: int
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-
-    @abstractmethod
-    def draw(self, correlation: Correlation) -> Pieces:
-        """This party's pieces of the next correlation; where hollow only what the dealer tells."""
-
-    @abstractmethod
-    def trade(self, kind: str, sent: Specs, messages: Messages) -> list[torch.Tensor]:
-        """Send `messages` to the peer and return its own; nothing where hollow.
-
-        Args:
-            sent: what each party sends, by rank; who sends nothing only waits.
-        """
-
-    def swap(self, kind: str, specs: Sequence[Spec], messages: Messages) -> list[torch.Tensor]:
-        """As `trade`, where both send alike."""
-        return self.trade(kind, (specs, specs), messages)
-
-    def pass_on(
-        self, kind: str, source: int, specs: Sequence[Spec], messages: Messages
-    ) -> list[torch.Tensor]:
-        """Send `messages` from `source` to its peer, who gets them; nothing elsewhere."""
-        nothing: Sequence[Spec] = []
-        return self.trade(kind, (specs, nothing) if source == 0 else (nothing, specs), messages)
-
-    # --- rounds --------------------------------------------------------------------------------
-
-    def together(self, *plays: Play) -> list[Any]:
-        """Play primitives side by side, a round of all of them in one message, to their ends."""
-        return list(self.play(side_by_side(plays)))
-
-    def play(self, play: Play) -> Any:
-        """Play one primitive to its end."""
-        got: Answers | None = None
-        while True:
-            try:
-                asks = play.send(got)  # type: ignore[arg-type]
-            except StopIteration as end:
-                return end.value
-            got = self._ask(asks)
-
-    def _ask(self, asks: Asks) -> Answers:
-        """One message for all, and what each gets."""
-        kind = "+".join(dict.fromkeys(ask.kind for ask in asks))
-        zero, one = ([words.spec for ask in asks for words in ask.sent[r]] for r in (0, 1))
-        if self.hollow:
-            self.trade(kind, (zero, one), list)
-            return [[] for _ in asks]
-
-        def messages() -> list[torch.Tensor]:
-            return [
-                words.pack(tensor)
-                for ask in asks
-                for words, tensor in zip(ask.sent[self.rank], ask.own, strict=True)
-            ]
-
-        got = iter(self.trade(kind, (zero, one), messages))
-        return [[words.unpack(next(got)) for words in ask.sent[1 - self.rank]] for ask in asks]
-
-    def opening(
-        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
-    ) -> Generator[Asks, Answers, list[torch.Tensor]]:
-        """Both parties learn the sums of what they hold, modulo 2^bits of the words."""
-        (got,) = yield [Ask(kind, (words, words), hidden)]
-        if self.hollow:
-            return []
-        sums = []
-        for mine, theirs, word in zip(hidden, got, words, strict=True):
-            total = mine + theirs
-            sums.append(total & ((1 << word.bits) - 1) if word.bits < 64 else total)
-        return sums
-
-    def revealing(
-        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
-    ) -> Generator[Asks, Answers, list[torch.Tensor]]:
-        """Both parties learn the XOR of what they hold, bytes below 2^bits of the words."""
-        (got,) = yield [Ask(kind, (words, words), hidden)]
-        return [mine ^ theirs for mine, theirs in zip(hidden, got, strict=False)]
-
-    def _made(self, shape: Sequence[int], frac: int, width: int = 64) -> Secret:
-        share = torch.empty(tuple(shape), dtype=torch.int64, device="meta")
-        return Secret(share, frac, width)
 
     # --- values in and out ---------------------------------------------------------------------
 
@@ -278,20 +184,6 @@ class DealerSuite(Tables):
     def multiplied(self, x: Secret, y: Secret) -> None:
         """Note the arithmetic of a product, where it is counted."""
 
-    def coarse(self, x: Secret, frac: int) -> Secret:
-        """x without its bits below 2^-frac, off by one unit at most.
-
-        Each party shifts its own share: the shares count modulo 2^(width - dropped bits) from then
-        on.
-        """
-        drop = x.frac - frac
-        if drop <= 0:
-            return x
-        if x.is_hollow:
-            return Secret(x.share, frac, x.width - drop)
-        low = x.share if x.width == 64 else x.share & ((1 << x.width) - 1)
-        return Secret(logical_shift(low, drop), frac, x.width - drop)
-
     def keep(self, x: Secret) -> Secret:
         return self.play(self.keeping(x))
 
@@ -310,12 +202,6 @@ class DealerSuite(Tables):
 
     def settle_kept(self, x: Secret) -> Secret:
         return self.play(self.settling_kept(x))
-
-    def settling(self, x: Secret, width: int = 64) -> Play:
-        """x brought to the setting's fractional bits."""
-        if x.frac <= self.setting.frac:
-            return x
-        return (yield from self.truncating(x, x.frac - self.setting.frac, width))
 
     def settling_kept(self, x: Secret) -> Play:
         """x brought to the setting's fractional bits, and kept: in one round where the ring that a
@@ -447,78 +333,6 @@ class DealerSuite(Tables):
         for monomial, (factor, _) in zip(monomials, factors, strict=True):
             total = total + factor * _expanded(sorted(monomial), opened, pieces, self.rank)
         return Secret(total.expand(shape), frac, width)
-
-    def truncate(self, x: Secret, bits: int) -> Secret:
-        return self.play(self.truncating(x, bits))
-
-    def trimming(self, x: Secret, bits: int, width: int = 64) -> Play:
-        """As `truncating`, to a unit and 2^-6 of one, in fewer bytes.
-
-        All but 6 of the dropped bits are cut off each share first, and the ring shrinks with them.
-        """
-        if self.setting.truncation == "exact" and bits > TRIM:
-            x, bits = self.coarse(x, x.frac - bits + TRIM), TRIM
-        return self.truncating(x, bits, width)
-
-    def truncating(self, x: Secret, bits: int, width: int = 64) -> Play:
-        """Exact to one unit for |x| < 2^(space - 2) ring units, where x counts modulo 2^space.
-
-        1. Open y = x + 2^(space - 2) + r on `space` bits.
-        2. y >> bits, less the shares of r >> bits; where the addition wrapped (r has its top bit
-           and y has not) add 2^(space - bits); less 2^(space - 2 - bits).
-
-        The result counts modulo 2^width. Where `width` is space - bits at most, what a wrap adds
-        is 0, all of the mask is the dealer's, and the result is one that was kept: free.
-
-        Under local truncation so only for values of more fractional bits than a product has: they
-        come so near to the ring's end that one in eight would be wrong (a logistic has 61).
-        """
-        shape, space, frac = tuple(x.shape), x.width, x.frac - bits
-        if self.setting.truncation == "local" and x.frac <= 2 * self.setting.frac:
-            return self._locally_cut(x, bits)
-        pieces = self.draw(truncated(shape, bits, space, width))
-        whole = width <= space - bits
-        words = [as_words(shape, space)]
-        if self.hollow:
-            yield from self.opening("truncate", [], words)
-            share = self._made(shape, frac).share
-            mask = -pieces["high"] if whole and pieces else None
-            return Kept(share, mask, frac, -1, width) if whole else Secret(share, frac, width)
-        hidden = x.share + pieces["r"]
-        if self.rank == 0:
-            hidden = hidden + (1 << (space - 2))
-        (y,) = yield from self.opening("truncate", [hidden], words)
-        high = logical_shift(y, bits) if space == 64 else y >> bits
-        high = high - (1 << (space - 2 - bits))
-        if whole:
-            return Kept(high, -pieces["high"], frac, self.rank, width)
-        clear = 1 - (logical_shift(y, space - 1) if space == 64 else y >> (space - 1))
-        z = pieces["top"] * (clear << (space - bits)) - pieces["high"]
-        return Secret(z + high if self.rank == 0 else z, frac, width)
-
-    def widened(self, x: Secret) -> Secret:
-        """x modulo 2^64, for |x| < 2^(width - 2) ring units: a truncation by no bits."""
-        return x if x.width == 64 else self.play(self.truncating(x, 0))
-
-    def _locally_cut(self, x: Secret, bits: int) -> Secret:
-        """Each party shifts its own share (Mohassel and Zhang 2017): wrong by 2^(64 - bits) units
-        with odds |x| / 2^64.
-
-        Shares x0 and x1, from -2^63 on, add up to x or to x -+ 2^64, and the latter goes wrong.
-        For x >= 0 that is so for x + 1 of all 2^64 shares x0; of these x0 = x - 2^63 comes out
-        right, since -x1 = 2^63 wraps. For x < 0 it is so for |x| - 1 of them, and x1 = -2^63 goes
-        wrong in the same way. Where a party knows x, and the other's share is 0, never.
-        """
-        if x.width < 64:
-            raise MpcacheError("local truncation needs shares of all 64 bits")
-        self.cut_locally(x, bits)
-        if self.hollow:
-            return self._made(x.shape, x.frac - bits)
-        share = x.share >> bits if self.rank == 0 else -((-x.share) >> bits)
-        return Secret(share, x.frac - bits)
-
-    def cut_locally(self, x: Secret, bits: int) -> None:
-        """Note that the values of x were truncated locally, where it is counted."""
 
 
 def _expanded(

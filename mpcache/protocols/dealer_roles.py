@@ -14,12 +14,11 @@ from mpcache.protocols.correlation import Correlation, Pieces, Randomness
 from mpcache.protocols.dealer import (
     DealerSuite,
     Make,
-    Messages,
     OwnedWeight,
     SharedMasks,
-    Specs,
     no_mask,
 )
+from mpcache.protocols.dealer_rounds import Messages, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting

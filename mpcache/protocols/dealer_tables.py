@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from abc import abstractmethod
-from collections.abc import Generator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Generator
+from typing import Any
 
 import torch
 
@@ -15,14 +14,13 @@ from mpcache.kernels import dcf
 from mpcache.kernels.questions import answers, joined, outputs
 from mpcache.kernels.tally import tally
 from mpcache.protocols.correlation import (
-    Correlation,
     Lookup,
-    Pieces,
     Steps,
     logical_shift,
     one_hots,
     stairs,
 )
+from mpcache.protocols.dealer_cuts import Cuts
 from mpcache.protocols.digits import (
     Digits,
     PairSigns,
@@ -34,12 +32,9 @@ from mpcache.protocols.digits import (
     zeros,
 )
 from mpcache.protocols.exact import ExpTable
-from mpcache.protocols.operation import Suite
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Secret
-from mpcache.protocols.wire import Words, as_words
-
-Opening = Generator[Asks, Answers, list[torch.Tensor]]
+from mpcache.protocols.wire import as_words
 
 EXP_FRAC, EXP_WINDOW = 14, 4  # exp reads 14 fractional bits in a window of 2^4
 EXP_PAYLOAD, EXP_FACTOR = 20, 40  # fractional bits of the dealt and the public factor
@@ -47,36 +42,8 @@ EXP_TOP_FRAC = 4  # of what exp says above its window
 FAR = 12  # bits above a window that a value outside of it may take
 
 
-class Tables(Suite):
-    """Primitives that open y = x + r and read what is dealt for r at the digits of y.
-
-    The abstract methods are those of `DealerSuite` that they stand on.
-    """
-
-    hollow: ClassVar[bool]
-    rank: int
-
-    @abstractmethod
-    def draw(self, correlation: Correlation) -> Pieces: ...
-
-    @abstractmethod
-    def play(self, play: Play) -> Any: ...
-
-    @abstractmethod
-    def opening(
-        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
-    ) -> Opening: ...
-
-    @abstractmethod
-    def revealing(
-        self, kind: str, hidden: Sequence[torch.Tensor], words: Sequence[Words]
-    ) -> Opening: ...
-
-    @abstractmethod
-    def truncating(self, x: Secret, bits: int, width: int = 64) -> Play: ...
-
-    @abstractmethod
-    def _made(self, shape: Sequence[int], frac: int, width: int = 64) -> Secret: ...
+class Tables(Cuts):
+    """Primitives that open y = x + r and read what is dealt for r at the digits of y."""
 
     # --- comparison ----------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import tempfile
 import threading
@@ -53,14 +52,6 @@ from mpcache.splitting import check_shares, ready
 from mpcache.stores import check_both
 from mpcache.weight_memory import check_memory
 
-# In suite crypten tensors as big as the weights come and go at every product; keeping their
-# pages saves a third of the time.
-_KEEP_PAGES = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
-
 
 def launch(config: RunConfig, console: Console) -> int:
     """Run all parties of `config` on this host and report; `config.prompt` is set.
@@ -75,7 +66,7 @@ def launch(config: RunConfig, console: Console) -> int:
     source, ids = _prepare(config, console)
     if config.device == "cuda":
         console.print("device cuda: the plaintext twin runs on the GPU, the parties on the CPU")
-    found, known = _ranges_of(config, source)
+    found, known = ranges.of_run(config, source)
     supply = "" if config.store is None else check_both(config, source.spec, len(ids))
     run_id = new_run_id()
     folder = run_folder(config, run_id)
@@ -129,18 +120,6 @@ def launch(config: RunConfig, console: Console) -> int:
     publish(record, folder, console)
     console.print(f"report: {escape(str(folder / 'report.html'))}", soft_wrap=True)
     return 0
-
-
-def _ranges_of(config: RunConfig, source: Source) -> tuple[ranges.Ranges | None, ranges.Known]:
-    """What a calibration says of a model's weights.
-
-    Raises:
-        UsageError: that suite dealer's ring does not hold it.
-    """
-    if source.kind == "synthetic" or config.protocol != "dealer":
-        return None, ranges.Known("not calibrated: the weights are synthetic")
-    found, why = ranges.load(source)
-    return found, ranges.known(found, why)
 
 
 def _sharing(config: RunConfig) -> str:
@@ -310,7 +289,6 @@ def _run_parties(config: RunConfig, run_id: str, ids: Sequence[int], screen: Scr
                 [*program, "--rank", str(rank), *_folders_of(config, rank)],
                 {"session": run_id, "verified": config.store is not None or shared}
                 | ({"prompt": list(ids)} if rank == config.client else {}),
-                os.environ | (_KEEP_PAGES if config.protocol == "crypten" else {}),
             )
             for rank in range(config.parties)
         ]

@@ -286,3 +286,15 @@ def known(ranges: Ranges | None, why: str) -> Known:
     if row.margin < 0:
         margin = f"calibrated: {row.where} goes {-row.margin} bits beyond its range and saturates"
     return Known(f"{margin}, on {ranges.shown}", row.margin, row.operation, row.what, row.layer)
+
+
+def of_run(config: RunConfig, source: Source) -> tuple[Ranges | None, Known]:
+    """What a calibration says of the weights of a run, to whom they are at hand.
+
+    Raises:
+        UsageError: suite dealer's ring does not hold what the model's operations met.
+    """
+    if source.kind == "synthetic" or config.protocol != "dealer":
+        return None, Known("not calibrated: the weights are synthetic")
+    found, why = load(source)
+    return found, known(found, why)

@@ -17,9 +17,11 @@ from typing import IO, Any
 
 import torch
 
+from mpcache import ranges
 from mpcache.config import BUILT_IN_PROMPT, RunConfig, refuse_gpu
 from mpcache.errors import MpcacheError, PeerError, UsageError
 from mpcache.generation import Generation
+from mpcache.heap import keep_pages
 from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.meeting import endpoint, greeting, meet_dealer, meet_with_store
 from mpcache.models.registry import Source, check_prompt, find
@@ -157,6 +159,10 @@ class _ByHand:
         if header.weights == "synthetic":
             print("warning: synthetic weights: the text is meaningless", file=self.err)
 
+    def ranges(self, says: str) -> None:
+        if self.config.protocol == "dealer":
+            print(f"party {self.rank}: {says}", file=self.err, flush=True)
+
     def result(self, record: dict[str, Any], result: Generation) -> None:
         if self.decoder is not None:
             print(self.decoder.flush(), file=self.out, flush=True)
@@ -186,6 +192,8 @@ def _run(
 ) -> int:
     refuse_gpu(config)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // config.parties))
+    if config.protocol == "crypten":
+        keep_pages()
     owner, client = rank == config.owner, rank == config.client
     shared = config.sharing == "shared"
     # The others need the model's public shape only, never its weights.
@@ -197,6 +205,8 @@ def _run(
         voice.shares(shares.header)
     if owner:
         policy_of(config, 1).require(source.spec)
+        if not shared and isinstance(voice, _ByHand):  # `launch` has looked
+            voice.ranges(ranges.of_run(config, source)[1].says)
     ids = None
     if client:
         ids = _prompt_ids(config, source, prompt)

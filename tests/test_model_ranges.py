@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from mpcache import launching, ranges
+from mpcache import launching, ranges, session
 from mpcache.cli import app
 from mpcache.config import RunConfig, load
 from mpcache.errors import UsageError
@@ -168,8 +168,10 @@ def test_a_model_out_of_range_is_named_with_operation_and_layer(
     ranges.save(found, source_of(tiny))
     with pytest.raises(UsageError, match=r"suite dealer's ring: linear, result, layer 1 reached"):
         launching.launch(settings(tiny), Console())
+    with pytest.raises(UsageError, match=r"suite dealer's ring: linear, result, layer 1 reached"):
+        session.party_main(settings(tiny), 0)  # by hand
     assert "prefill" not in capsys.readouterr().out
-    assert launching._ranges_of(settings(tiny, protocol="crypten"), source_of(tiny))[0] is None
+    assert ranges.of_run(settings(tiny, protocol="crypten"), source_of(tiny))[0] is None
 
 
 def test_what_saturates_is_said_and_not_refused() -> None:
@@ -197,7 +199,7 @@ def test_a_calibration_is_read_back(tiny: Path) -> None:
     }
     assert "." not in "".join(json.dumps(row) for row in json.loads(text)["rows"]), "no magnitudes"
     row = found.nearest
-    says = launching._ranges_of(settings(tiny), source)[1].says
+    says = ranges.of_run(settings(tiny), source)[1].says
     assert says.startswith(f"calibrated: margin of {row.margin} bits at least ({row.where}), on 2")
 
 

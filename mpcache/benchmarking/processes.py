@@ -17,6 +17,7 @@ import torch
 
 from mpcache.benchmarking.job import Job, Side, walk
 from mpcache.errors import MpcacheError
+from mpcache.heap import keep_pages
 from mpcache.kernels.prg import Stream
 from mpcache.parties.transport import Wires
 from mpcache.protocols.dealer_roles import Dealing, OnlineDealer
@@ -142,6 +143,8 @@ def _party(
     for sock in others:
         sock.close()
     torch.set_num_threads(1)
+    if job.suite == "crypten":  # as a party of a run does
+        keep_pages()
     try:
         out.send(_run(job, rank, socks, seed, items))
     except Exception as error:

@@ -16,7 +16,6 @@ from mpcache.errors import UsageError
 from mpcache.evaluation import charts, tables, tasks
 from mpcache.evaluation.fixed import FixedMachine
 from mpcache.evaluation.lanes import Engine
-from mpcache.evaluation.memory import free_at_once
 from mpcache.evaluation.recall import recall
 from mpcache.evaluation.settings import Settings, cells
 from mpcache.evaluation.store import Cell, Result, Store, Subject
@@ -24,6 +23,7 @@ from mpcache.evaluation.summary import HEADLINE, kind_of, summarise
 from mpcache.evaluation.tasks import Key, Say
 from mpcache.evaluation.texts import Text, Windows, load_text
 from mpcache.eviction.base import Policy
+from mpcache.heap import free_at_once
 from mpcache.models.decoder import load_weights
 from mpcache.models.registry import Source, find
 from mpcache.protocols.operation import PlainMachine

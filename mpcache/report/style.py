@@ -58,7 +58,7 @@ rect.size { fill: var(--s5); }
   grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); }
 .plots:empty { display: none; }
 .plotted { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem;
-  padding: .6rem .8rem; margin: 0; }
+  padding: .6rem .8rem; margin: 0; max-width: 42rem; }
 figcaption { font-weight: 600; font-size: .875rem; margin-bottom: .25rem; }
 .plot { width: 100%; height: auto; display: block; font-size: 12px; }
 .plot text { fill: var(--soft); font-variant-numeric: tabular-nums; }

@@ -19,7 +19,14 @@ from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.correlation import Randomness
 from mpcache.protocols.counting import CountingCrypten
-from mpcache.protocols.dealer_roles import Corrections, CountingDealer, Dealing, OnlineDealer
+from mpcache.protocols.dealer import Use
+from mpcache.protocols.dealer_roles import (
+    Corrections,
+    CountingDealer,
+    Dealing,
+    Foreseeing,
+    OnlineDealer,
+)
 from mpcache.protocols.ledger import Prediction, Scopes
 from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
 from mpcache.protocols.setting import Setting
@@ -219,8 +226,31 @@ def run_secure(
                 )
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors, shares)
+            if dealt is not None and dealt.prompt_tokens is not None:
+                _work_ahead(config, spec, machine, count, wires.timeout_s / 4)
         request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
+
+
+def _work_ahead(
+    config: RunConfig, spec: ModelSpec, machine: SecureMachine, count: int, seconds: float
+) -> None:
+    """What can be done for tokens before the run: all that was dealt is there. The peer waits
+    `seconds` for it at most."""
+    suite = machine.suite
+    if not isinstance(suite, OnlineDealer) or suite.rank != 1 or suite.shared_weights:
+        return
+    with machine.scope("ahead"):
+        suite.work_ahead(uses_of(config, spec, count), seconds)
+
+
+def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]:
+    """The run's products with weights, in their order; every decode step has the same."""
+    short = config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
+    suite = Foreseeing(setting_of(config))
+    _walk(short, spec, SecureMachine(suite, suite.prediction), prompt_tokens)
+    steps = config.max_new_tokens - 1
+    return suite.uses.get("prefill", []) + steps * suite.uses.get("decode", [])
 
 
 def _suite(config: RunConfig, wires: Wires, dealt: Dealt | None, stack: ExitStack) -> Suite:

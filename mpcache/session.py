@@ -328,7 +328,8 @@ def encode_prompt(config: RunConfig, source: Source, prompt: str) -> list[int]:
 def _report_progress(voice: Any, path: str) -> None:
     """Setup and prefill are told layer by layer; a decode step is told by its token."""
     phase, *inside = path.split("/")
-    if phase != "decode" and (not inside or (len(inside) == 1 and inside[0].startswith("layer"))):
+    told = len(inside) == 1 and (inside[0].startswith("layer") or inside[0] == "ahead")
+    if phase != "decode" and (not inside or told):
         voice.where(path)
 
 

@@ -86,6 +86,12 @@ class Kernels:
             return max(self.narrow.seconds(product), self.by_inputs.seconds(product))
         return self.dealer(product)
 
+    def ahead(self, product: Product) -> float:
+        """The same where party 1 has worked out before what a single token needs."""
+        if product.kind == "owned" and not product.by_outputs and product.rows == 1:
+            return self.narrow.seconds(product)
+        return self.party(product)
+
     def dealer(self, product: Product) -> float:
         """Seconds of the dealer, whose operands are masks of 64 bits."""
         if product.kind == "torch":
@@ -223,9 +229,10 @@ class Speeds:
             Error(**values["held_out_busy"]),
         )
 
-    def own(self, load: Load) -> float:
-        """A party's own work."""
-        return load.share * fitting.total(self.party, columns(load.work, self.kernels.party))
+    def own(self, load: Load, live: bool = True) -> float:
+        """A party's own work; see `seconds`."""
+        kernels = self.kernels.party if live else self.kernels.ahead
+        return load.share * fitting.total(self.party, columns(load.work, kernels))
 
     def dealing(self, load: Load) -> float:
         return load.share * fitting.total(self.dealer, columns(load.work, self.kernels.dealer))
@@ -244,10 +251,11 @@ class Speeds:
             network: round trip in milliseconds, rate in Mbit/s (0 for no limit).
             shared: parties and cores of a host that runs all of them and the dealer, whose work
                 then takes turns.
-            live: whether the dealer works at the same time; else everything was dealt before.
+            live: whether the dealer works at the same time; else everything was dealt before, and
+                party 1 has worked ahead.
             tls: whether the parties talk over TLS.
         """
         wire = self.tls if tls else self.plain
-        own, dealer = self.own(load), self.dealing(load) if live else 0.0
+        own, dealer = self.own(load, live), self.dealing(load) if live else 0.0
         turns = (shared[0] * (own + wire.busy(load)) + dealer) / shared[1] if shared else 0.0
         return max(own + wire.seconds(load, network), dealer, turns)

@@ -145,7 +145,7 @@ def _own(name: str, measured: Measured, kernels: Kernels) -> Iterator[Sample]:
         entries = [scopes[path] for scopes in measured.scopes if path in scopes]
         busy = max((e.busy_seconds - e.wire_busy_seconds for e in entries), default=0.0)
         if busy > 0:
-            yield Sample(name, columns(work, kernels.party), busy)
+            yield Sample(name, columns(work, kernels.ahead), busy)
 
 
 def _dealing(name: str, measured: Measured, kernels: Kernels) -> Iterator[Sample]:

@@ -42,6 +42,8 @@ class Measured:
         work: the same paths -> predicted work of the last step.
         dealer_scopes: the same paths -> the dealer's work, times as those of `scopes`.
         dealt_bytes, dealer_seconds: of the last step, and the median of steps.
+        ahead_seconds: of party 1 for a step, before the first one: products of its masks with
+            weights.
         plain_seconds: of the same text in plaintext, each step but the first.
     """
 
@@ -52,6 +54,7 @@ class Measured:
     dealer_seconds: float
     dealer_scopes: Scoped
     plain_seconds: tuple[float, ...]
+    ahead_seconds: float = 0.0
 
     @property
     def steps(self) -> tuple[Entry, ...]:
@@ -120,6 +123,7 @@ def measure(job: Job, plain: bool = True) -> Measured:
         dealer_seconds=dealt.seconds,
         dealer_scopes=_middle(dealt.entries, job.steps),
         plain_seconds=tuple(_plain(job)) if plain else (),
+        ahead_seconds=max(ran.ahead_seconds for ran in results),
     )
 
 

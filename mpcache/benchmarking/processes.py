@@ -20,7 +20,8 @@ from mpcache.errors import MpcacheError
 from mpcache.heap import keep_pages
 from mpcache.kernels.prg import Stream
 from mpcache.parties.transport import Wires
-from mpcache.protocols.dealer_roles import Dealing, OnlineDealer
+from mpcache.protocols.dealer import Use
+from mpcache.protocols.dealer_roles import Dealing, Foreseeing, OnlineDealer
 from mpcache.protocols.ledger import Entry, Ledger, Scopes
 from mpcache.protocols.operation import SecureMachine
 
@@ -33,12 +34,14 @@ class Ran:
 
     Attributes:
         seconds: of each step.
+        ahead_seconds: what party 1 worked out before the first step, on average for a step.
         entries: path of a scope, beginning with its step -> what was counted in it.
     """
 
     seconds: list[float]
     entries: dict[str, Entry]
     transcript: str
+    ahead_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,25 @@ def _run(
 
             stack.enter_context(attached(wires))
             suite = CryptenSuite(setting, wires, ledger)
-        walk(
-            job,
-            SecureMachine(suite, ledger),
-            Side(rank),
-            lambda step: times.append(time.perf_counter()),
-        )
+        uses = foreseen(job) if job.suite == "dealer" and rank == 1 else []
+        ahead = 0.0
+
+        def on_step(step: int) -> None:
+            nonlocal ahead
+            if step == 0 and uses:
+                began = time.perf_counter()
+                suite.work_ahead(uses)
+                ahead = (time.perf_counter() - began) / job.steps
+            times.append(time.perf_counter())
+
+        walk(job, SecureMachine(suite, ledger), Side(rank), on_step)
         if corrections is not None:
             corrections.finish()
-    return Ran(between(times), ledger.entries, ledger.transcript.hexdigest())
+    return Ran(between(times), ledger.entries, ledger.transcript.hexdigest(), ahead)
+
+
+def foreseen(job: Job) -> list[Use]:
+    """Products with weights in all steps of a job in suite `dealer`, in their order."""
+    suite = Foreseeing(job.setting())
+    walk(job, SecureMachine(suite, suite.prediction), Side(None), lambda step: None)
+    return [use for step in range(job.steps) for use in suite.uses.get(f"step{step}", [])]

@@ -229,6 +229,7 @@ def row_of(kind: str, facts: Row, job: Job, measured: Measured, machine: Row) ->
         },
         "dealt_bytes": measured.dealt_bytes,
         "dealer_seconds": measured.dealer_seconds,
+        "ahead_seconds": measured.ahead_seconds,
         "plaintext_seconds": spread(measured.plain_seconds),
         "measured_equals_predicted": True,  # `measure` raises otherwise
         "machine": machine,

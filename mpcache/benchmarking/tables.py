@@ -53,6 +53,7 @@ def cells(row: Row) -> dict[str, str]:
         "sent": tables.in_bytes(max(row["sent_bytes"])),
         "dealt": tables.in_bytes(row["dealt_bytes"]) if dealt else "-",
         "dealer": short(row["dealer_seconds"]) if dealt else "-",
+        "ahead": short(row["ahead_seconds"]) if row.get("ahead_seconds") else "-",
         "plaintext": short(row["plaintext_seconds"]["median"]),
     }
 
@@ -94,6 +95,8 @@ def caption(rows: Sequence[Row]) -> str:
         f"{name} {first[name]}; " for name in _columns(rows)[1] if first[name] != usual.get(name)
     )
     dealt = " everything dealt before," * any(row["protocol"] == "dealer" for row in rows)
+    if any(row.get("ahead_seconds") for row in rows):
+        dealt += " party 1's masks multiplied with the weights before (ahead),"
     what = f"{', '.join(models)}, synthetic weights; " if models else ""
     return (
         f"{what}{common}sent: by the party that sends most; two processes on a plain socket pair,"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 HEADER, INDEX, LOCK = "store.json", "index", "lock"
 SEED, CORRECTIONS = "seed", "corrections"
 

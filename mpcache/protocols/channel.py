@@ -59,6 +59,11 @@ class Spec:
     def nbytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
+    @property
+    def described(self) -> int:
+        """Bytes that a header needs for it."""
+        return _TENSOR.size + _DIM.size * len(self.shape)
+
     @functools.cached_property
     def packed(self) -> bytes:
         """What a header says of it."""
@@ -93,7 +98,7 @@ class Header:
 
 def header_bytes(label: str, specs: Sequence[Spec]) -> int:
     """Size in bytes of a frame's header."""
-    return FIXED_BYTES + len(label.encode()) + sum(len(spec.packed) for spec in specs)
+    return FIXED_BYTES + len(label.encode()) + sum([spec.described for spec in specs])
 
 
 def frame_bytes(label: str, specs: Sequence[Spec]) -> int:

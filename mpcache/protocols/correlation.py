@@ -155,10 +155,12 @@ class Correlation(ABC):
 
     Attributes:
         told: names of pieces whose whole value the dealer's walk needs later.
+        apart: whether party 1 draws it from a stream of its own: see `protocols.ahead`.
     """
 
     form: Form
     told: tuple[str, ...] = ()
+    apart: bool = False
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -359,6 +361,8 @@ class Truncated(Correlation):
 
 class MaskedProduct(Correlation):
     """a at party 1, and shares of a @ B for a weight mask B, modulo 2^width."""
+
+    apart = True
 
     def __init__(
         self,

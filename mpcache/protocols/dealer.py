@@ -9,8 +9,10 @@ Primitives are plays (`plays`): those that do not depend on each other can be pl
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +30,7 @@ from mpcache.protocols.correlation import (
 from mpcache.protocols.dealer_tables import Tables
 from mpcache.protocols.plays import Ask, Play
 from mpcache.protocols.secret import Kept, Secret, SharedWeight
+from mpcache.protocols.setting import Setting
 from mpcache.protocols.tokens import Tokens
 from mpcache.protocols.wire import as_words
 
@@ -40,13 +43,36 @@ class OwnedWeight(Secret):
     """A weight matrix that party 0 holds in the clear.
 
     `share` is W at party 0, in 16 or 32 bits where they suffice, and W - B at party 1; `mask`
-    yields B at the dealer.
+    yields B at the dealer, and `number` says how many were given before.
     """
 
-    __slots__ = ("mask",)
+    __slots__ = ("mask", "number")
 
-    def __init__(self, share: torch.Tensor, frac: int, mask: Callable[[], torch.Tensor]) -> None:
+    def __init__(
+        self, share: torch.Tensor, frac: int, mask: Callable[[], torch.Tensor], number: int
+    ) -> None:
         self.share, self.frac, self.mask, self.width = share, frac, mask, 64
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Use:
+    """A product with a weight that party 0 owns.
+
+    Args:
+        weight: its number.
+        x: shape of the other operand.
+        width: the product counts modulo 2^width.
+    """
+
+    weight: int
+    x: tuple[int, ...]
+    width: int
+
+    @property
+    def of_a_token(self) -> bool:
+        """Whether x has one row."""
+        return math.prod(self.x[:-1]) == 1
 
 
 class DealerSuite(Tables):
@@ -58,6 +84,10 @@ class DealerSuite(Tables):
     """
 
     name: ClassVar[str] = "dealer"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.owned: list[OwnedWeight] = []
 
     # --- values in and out ---------------------------------------------------------------------
 
@@ -107,9 +137,11 @@ class DealerSuite(Tables):
         own = [] if self.hollow or self.rank else [_known(value, shape) - mask()]
         (got,) = self._ask([Ask("weight", ([as_words(shape)], []), own)])
         if self.hollow:
-            return OwnedWeight(self._made(shape, frac).share, frac, mask)
-        kept = _compact(_known(value, shape)) if self.rank == 0 else got[0]
-        return OwnedWeight(kept, frac, no_mask)
+            kept = self._made(shape, frac).share
+        else:
+            kept, mask = _compact(_known(value, shape)) if self.rank == 0 else got[0], no_mask
+        self.owned.append(OwnedWeight(kept, frac, mask, len(self.owned)))
+        return self.owned[-1]
 
     def _shared_matrix(
         self, value: torch.Tensor | None, shape: tuple[int, ...], frac: int
@@ -266,13 +298,25 @@ class DealerSuite(Tables):
         """
         width, frac = min(width, x.width), x.frac + weight.frac
         form = tuple(x.shape)
+        use = Use(weight.number, form, width)
         pieces = self.draw(MaskedProduct(form, shape, weight.mask, ring_product, width))
         own = [] if self.hollow or self.rank == 0 else [x.share - pieces["a"]]
         (got,) = yield [Ask("masked", ([], [as_words(form, width)]), own)]
         if self.hollow:
+            self.foreseen(use)
             return self._made(shape, frac, width)
-        left = x.share + got[0] if self.rank == 0 else pieces["a"]
-        return Secret(ring_product(left, weight.share) + pieces["c"], frac, width)
+        done = self.worked_ahead(use)
+        if done is None:
+            left = x.share + got[0] if self.rank == 0 else pieces["a"]
+            done = ring_product(left, weight.share)
+        return Secret(done + pieces["c"], frac, width)
+
+    def foreseen(self, use: Use) -> None:
+        """Note a use of a weight, where it is foreseen."""
+
+    def worked_ahead(self, use: Use) -> torch.Tensor | None:
+        """Party 1's part of the next product with a weight, if it has been worked out before."""
+        return None
 
     def square(self, x: Secret) -> Secret:
         return self.play(self.squaring(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from mpcache.protocols.ahead import Ahead
 from mpcache.protocols.channel import Channel
 from mpcache.protocols.correlation import Correlation, Pieces, Randomness
 from mpcache.protocols.dealer import (
@@ -16,6 +18,7 @@ from mpcache.protocols.dealer import (
     Make,
     OwnedWeight,
     SharedMasks,
+    Use,
     no_mask,
 )
 from mpcache.protocols.dealer_rounds import Messages, Specs
@@ -24,6 +27,7 @@ from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.work import Kind, held_bytes
 
+APART = 1 << 63  # number of the stream of masks of products with weights; weights have small ones
 KEPT_MASKS = 2 << 30  # bytes of weight masks that the dealer keeps; others it expands anew
 
 
@@ -54,10 +58,30 @@ class OnlineDealer(DealerSuite):
         super().__init__(setting)
         self.rank, self.channel, self.ledger = channel.rank, channel, ledger
         self.seed, self.corrections = seed, corrections
+        self._ahead: Ahead | None = None
         self._weights = 0
 
+    @functools.cached_property
+    def _apart(self) -> Randomness:
+        """Where masks of products with weights come from, at party 1."""
+        return self.seed.branch(APART)
+
+    def work_ahead(self, uses: Sequence[Use], seconds: float = math.inf) -> None:
+        """At party 1, before the first use: its part of products with weights, as foreseen.
+
+        Args:
+            seconds: how long that may take; what is left is worked out when it is used.
+        """
+        if self.rank == 1:
+            self._ahead = Ahead(self.seed.branch(APART), self.owned)
+            self._ahead.work(uses, seconds)
+
+    def worked_ahead(self, use: Use) -> torch.Tensor | None:
+        return self._ahead.take(use) if self._ahead is not None else None
+
     def draw(self, correlation: Correlation) -> Pieces:
-        pieces = correlation.draw(self.rank, self.seed)
+        apart = correlation.apart and self.rank == 1
+        pieces = correlation.draw(self.rank, self._apart if apart else self.seed)
         if self.corrections is not None:
             began, count = time.perf_counter(), correlation.dealt_bytes
             dealt = self.corrections.ring((count,), torch.uint8) if count else _NOTHING
@@ -127,6 +151,21 @@ class CountingDealer(DealerSuite):
         self.prediction.opened(why, to, values)
 
 
+class Foreseeing(CountingDealer):
+    """The cost, for the products with weights that a run will have.
+
+    Attributes:
+        uses: the first scope's name -> uses in it, in their order.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, Prediction(setting.world))
+        self.uses: dict[str, list[Use]] = {}
+
+    def foreseen(self, use: Use) -> None:
+        self.uses.setdefault(self.prediction.path.partition("/")[0], []).append(use)
+
+
 class Dealing(DealerSuite):
     """The dealer's walk: knows both seeds, emits party 1's corrections in the order of use.
 
@@ -145,11 +184,13 @@ class Dealing(DealerSuite):
         super().__init__(setting)
         self.seeds, self.emit = seeds, emit
         self.dealt_bytes = 0
+        self._apart = seeds[1].branch(APART)
         self._weights = 0
         self._room = KEPT_MASKS
 
     def draw(self, correlation: Correlation) -> Pieces:
-        zero, one = (correlation.draw(rank, self.seeds[rank]) for rank in (0, 1))
+        zero = correlation.draw(0, self.seeds[0])
+        one = correlation.draw(1, self._apart if correlation.apart else self.seeds[1])
         dealt, told = correlation.corrections(zero, one)
         if dealt.numel():
             self.emit(dealt)

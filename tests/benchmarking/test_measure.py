@@ -67,6 +67,7 @@ class _Products(Job):
 def test_a_job_is_measured(suite: str, parties: int) -> None:
     found = measure(_Products(suite, 3, LOCAL, parties=parties))
     assert len(found.seconds) == len(found.plain_seconds) == 2
+    assert found.ahead_seconds == 0, "there are no weights"
     assert len(found.steps) == parties
     assert len({entry.rounds for entry in found.steps}) == 1 <= found.steps[0].rounds
     sent, received = (
@@ -168,7 +169,7 @@ def test_a_whole_model_has_more_than_its_layers(kind: Any) -> None:
     )
     assert {"embed/embed", "head/linear", "next-token"} <= whole.scopes[0].keys()
     assert whole.steps[0].rounds > cut.steps[0].rounds
-    assert whole.plain_seconds
+    assert whole.plain_seconds and whole.ahead_seconds > 0
 
 
 def test_every_policy_has_a_decode_step() -> None:

@@ -69,7 +69,7 @@ def _measured(job: Any) -> Any:
         {"attention/softmax": Entry(rounds=7, sent_bytes=sent, busy_seconds=0.015, **times)}
         for sent in (1500, 2500)
     )
-    return Measured((0.2, 0.1, 0.4), scopes, {}, 3_000_000, 0.05, {}, (0.001, 0.003))
+    return Measured((0.2, 0.1, 0.4), scopes, {}, 3_000_000, 0.05, {}, (0.001, 0.003), 0.003)
 
 
 def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +116,7 @@ def test_a_sweep_writes_lines_and_a_table(tmp_path: Path, monkeypatch: pytest.Mo
         "sent": "2.5 kB",
         "dealt": "3 MB",
         "dealer": "50 ms",
+        "ahead": "3 ms",
         "plaintext": "2 ms",
     }
     emulated = next(row for row in rows if row["emulated"])

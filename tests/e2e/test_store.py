@@ -68,6 +68,8 @@ def test_launch_uses_each_session_once(
         assert (dealer["source"], dealer["seconds"]) == ("store", 0.0)
         assert dealer["dealt_bytes"] == sum(dealt) > 0
         assert any("nobody has read both parties' stores" in line for line in report["warnings"])
+        ahead = report["secure"]["setup"]["by_scope"]["ahead"]["by_party"]["seconds"]
+        assert ahead[0] == 0.0 < ahead[1]  # party 1's products for the token
         told.append(report["token_ids"])
         assert "dealt ahead from a store" in (tmp_path / f"run-{number}" / "report.md").read_text()
     assert told[0] == told[1]

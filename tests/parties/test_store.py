@@ -137,8 +137,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "its checksum differs",
     ),
     "another format": (
-        _edit("store.json", lambda v: v.update(format=2)),
-        "it has format 2, and this version reads 1",
+        _edit("store.json", lambda v: v.update(format=1)),
+        "it has format 1, and this version reads 2",
     ),
     "a broken index": (_rewrite("index", b"{"), "damaged index: which sessions are used is not"),
     "an empty index": (_rewrite("index", b""), "damaged index"),

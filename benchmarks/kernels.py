@@ -23,6 +23,7 @@ import torch
 
 from mpcache.kernels import packing, questions
 from mpcache.kernels.bits import bit_product, packed_bytes
+from mpcache.kernels.panels import ROWS, WIDE, repeated_tile
 from mpcache.kernels.prg import Stream
 from mpcache.kernels.processor import has_amx, has_int8_dot, has_wide_product
 from mpcache.kernels.ring import bmm, choose, matmul, prepare
@@ -123,6 +124,21 @@ def matrix_matrix(
             case += f" ({choose(rows, inputs, outputs, DTYPES[bits])})"
         found += rows_of(case, rows * inputs * outputs, seconds, bits)
     return found
+
+
+def roof(options: argparse.Namespace) -> list[Row]:
+    """What a core multiplies and adds at most: one tile again and again, nothing to fetch."""
+    if not has_wide_product():
+        return []
+    depth, turns = 64, 20_000
+    left, right = Stream(bytes(16)).ring((depth, ROWS)), Stream(bytes(16)).ring((depth, WIDE))
+    sums = torch.zeros(ROWS, WIDE, dtype=torch.int64)
+    places = [part.data_ptr() for part in (left, right, sums)]
+    ways: Ways = {"one tile": lambda: repeated_tile(turns, depth, *places)}
+    seconds = medians(ways, options.repeats, options.clock)["one tile"]
+    work = turns * depth * ROWS * WIDE
+    row = {"case": "roof, no memory", "bits": 64, "way": "one tile"}
+    return [row | {"milliseconds": seconds * 1e3, "g_per_second": work / seconds / 1e9}]
 
 
 def attention(options: argparse.Namespace) -> list[Row]:
@@ -249,6 +265,7 @@ SMOLLM2 = ((576, 576), (576, 192), (576, 1536), (1536, 576))  # SmolLM2-135M's
 PARTS: tuple[Callable[[argparse.Namespace], list[Row]], ...] = (
     *(functools.partial(matrix_vector, *shape) for shape in (*OPT, *SMOLLM2)),
     lambda options: matrix_matrix(options.rows, 2048, 2048, options, prepared=True),
+    roof,
     *(functools.partial(matrix_matrix, 128, *shape) for shape in (*OPT, *SMOLLM2)),
     attention,
     digit_tables,
@@ -281,7 +298,8 @@ def main() -> None:
         rows = []
         for part in PARTS:
             table = part(options)
-            show(table)
+            if table:
+                show(table)
             rows += table
     if options.json:
         result = {"machine": machine, "clock": options.clock, "rows": rows}

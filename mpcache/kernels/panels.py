@@ -260,3 +260,10 @@ def multiply(x: torch.Tensor, w: torch.Tensor, threads: int = 1) -> torch.Tensor
 
     in_parts(part, outputs, threads, WIDE)
     return out.view(*batch, rows, outputs)
+
+
+@njit(nogil=True, cache=True)
+def repeated_tile(turns: Any, depth: Any, x: Any, w: Any, sums: Any) -> None:
+    """One tile again and again, for benchmarks: x [depth, 14] and w [depth, 16] at addresses."""
+    for _ in range(turns):
+        _multiply_tile(ROWS, depth, x, w, sums, 8 * WIDE, False)

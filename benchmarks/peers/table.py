@@ -86,7 +86,8 @@ def markdown(rows: list[Row], peers: list[Row]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     note = (
         "Every input is secret; mpcache's weights are known to their owner, SPU's to nobody."
-        " mpcache's dealt randomness was made before and is not in the times; ABY3 needs none,"
+        " mpcache's dealt randomness was made before, and party 1's masks multiplied with the"
+        " weights; neither is in the times. ABY3 needs no dealt randomness,"
         " SEMI2K makes its own. SPU talks over brpc on loopback, one process a party; mpcache over"
         " a socket pair. Medians. Measured, mpcache"
         f" {__version__}, on {tables.machine({'machine': describe_machine()})}."

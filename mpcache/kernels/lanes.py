@@ -105,7 +105,7 @@ def tile(rows: int) -> Any:
         loop.end(sums_now)
         places = []
         for row in range(rows):
-            line = builder.inttoptr(builder.add(sums, builder.mul(stride, _WORD(row))), _POINTER)
+            line = builder.inttoptr(_line(builder, sums, stride, _WORD(row)), _POINTER)
             places += [builder.gep(line, [_WORD(half)]) for half in range(2)]
         with builder.if_else(builder.trunc(more, ir.IntType(1))) as (added, set_):
             with added:
@@ -144,7 +144,7 @@ def columns(rows: int) -> Any:
         right = _vectors(builder, _line(builder, w, w_stride, loop.k))
         now = []
         for row in range(rows):
-            at = builder.add(_line(builder, x, x_stride, _WORD(row)), builder.mul(loop.k, _WORD(8)))
+            at = _line(builder, _line(builder, x, x_stride, _WORD(row)), _WORD(8), loop.k)
             value = builder.load(builder.inttoptr(at, _WORD.as_pointer()), align=8)
             left = _broadcast(builder, value)
             for part in range(8):
@@ -181,9 +181,7 @@ def dots(rows: int) -> Any:
             products = [builder.mul(a, b) for a, b in zip(left[row], right, strict=True)]
             while len(products) > 1:
                 products = [builder.add(*products[i : i + 2]) for i in range(0, len(products), 2)]
-            at = builder.add(
-                _line(builder, sums, stride, _WORD(row)), builder.mul(loop.k, _WORD(8))
-            )
+            at = _line(builder, _line(builder, sums, stride, _WORD(row)), _WORD(8), loop.k)
             place = builder.inttoptr(at, _WORD.as_pointer())
             total = builder.add(builder.load(place, align=8), builder.call(added, products))
             builder.store(total, place, align=8)
@@ -234,7 +232,7 @@ def turned(bits: int) -> Any:
         source, stride, target, apart = values
         rows = []
         for row in range(LANES):
-            line = builder.add(source, builder.mul(stride, _WORD(row)))
+            line = _line(builder, source, stride, _WORD(row))
             rows.append(_widen(builder, line, bits, LANES))
         for step in (1, 2, 4):  # lanes whose number has this bit change places with rows that have
             low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
@@ -248,7 +246,7 @@ def turned(bits: int) -> Any:
                 for row in range(LANES)
             ]
         for column, value in enumerate(rows):
-            line = builder.add(target, builder.mul(apart, _WORD(column)))
+            line = _line(builder, target, apart, _WORD(column))
             builder.store(value, builder.inttoptr(line, _POINTER), align=8)
         return context.get_dummy_value()
 

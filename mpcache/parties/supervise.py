@@ -32,14 +32,12 @@ _TICK = 0.5  # seconds between two calls of `on_tick`
 
 @dataclass(frozen=True)
 class PartyCommand:
-    """One party process. `secrets` go to its stdin; `env` is its whole environment, None for
-    this process's own."""
+    """One party process. `secrets` go to its stdin."""
 
     rank: int
     name: str
     argv: Sequence[str]
     secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    env: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,6 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=None if command.env is None else dict(command.env),
                 start_new_session=True,  # Ctrl-C reaches the launcher only
             )
         except OSError as error:

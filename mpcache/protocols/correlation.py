@@ -18,7 +18,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from mpcache.kernels import dcf
-from mpcache.protocols.wire import Words, as_words, storage
+from mpcache.kernels.prg import storage
+from mpcache.protocols.wire import Words, as_words
 
 Shape = tuple[int, ...]
 Pieces = dict[str, torch.Tensor]

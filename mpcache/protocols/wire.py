@@ -14,11 +14,6 @@ from mpcache.protocols.channel import Spec
 _NATURAL = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
-def storage(bits: int) -> torch.dtype:
-    """The narrowest integers that hold `bits` bits."""
-    return next(dtype for width, dtype in _NATURAL.items() if bits <= width)
-
-
 class Words:
     """Integers [shape] of `bits` bits, 1 to 64, in a message.
 

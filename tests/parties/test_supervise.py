@@ -33,7 +33,7 @@ out = events.Events.on_stdout()
 
 
 def command(rank: int, body: str, **secrets: Any) -> PartyCommand:
-    return PartyCommand(rank, f"party {rank}", [sys.executable, "-c", PRELUDE + body], secrets, ENV)
+    return PartyCommand(rank, f"party {rank}", [sys.executable, "-c", PRELUDE + body], secrets)
 
 
 def run(*bodies: str, **options: Any) -> tuple[list[PartyExit], list[tuple[int, dict[str, Any]]]]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpcache.errors import UsageError
-from mpcache.protocols.wire import Words, storage
+from mpcache.kernels.prg import storage
+from mpcache.protocols.wire import Words
 
 SHAPES = [(0,), (1,), (7,), (8,), (63,), (500,), (3, 5, 7), ()]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import drawn
 import pytest
 from hypothesis import settings
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure, and examples are the same in every run, as all that is drawn.
+settings.register_profile("unhurried", deadline=None, derandomize=drawn.SEED == 0)
 settings.load_profile("unhurried")
 
 
@@ -17,6 +19,10 @@ def _no_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    drawn.begin(item.nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

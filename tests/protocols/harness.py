@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest import mock
 
+import drawn
 import torch
 
 from mpcache.errors import MpcacheError
@@ -45,7 +46,7 @@ class SeededMasks:
     def randbits(self, bits: int) -> int:
         name = threading.current_thread().name
         self._drawn[name] += 1
-        return random.Random(f"{name}, {self._drawn[name]}").getrandbits(bits)
+        return random.Random(f"{drawn.SEED}, {name}, {self._drawn[name]}").getrandbits(bits)
 
 
 class Tape:

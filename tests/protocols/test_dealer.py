@@ -7,11 +7,11 @@ that it computes in its own way have bounds of their own, derived beside them.
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import drawn
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,7 +61,7 @@ def deal_and_run(
     program: Callable[[SecureMachine, int | None], list[Any]], setting: Setting = SETTING
 ) -> Done:
     """Deal for `program`, predict it, and run it; it gets the machine and its rank, or None."""
-    seeds = [secrets.token_bytes(16) for _ in range(2)]
+    seeds = drawn.dealers_seeds()
     tape = Tape()
     dealing = Dealing(setting, (Stream(seeds[0]), Stream(seeds[1])), tape.items.append)
     program(SecureMachine(dealing, Scopes()), None)
@@ -316,7 +316,7 @@ def test_a_weight_stays_with_its_owner() -> None:
 def test_corrections_are_used_once_and_none_is_missing() -> None:
     """A party that asks for more than was dealt is refused."""
     tape = Tape()
-    seeds = [secrets.token_bytes(16) for _ in range(2)]
+    seeds = drawn.dealers_seeds()
     dealing = Dealing(SETTING, (Stream(seeds[0]), Stream(seeds[1])), tape.items.append)
     dealing.square(hollow((3,), 16))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
+import drawn
 import pytest
 import torch
 
@@ -98,7 +98,7 @@ def test_the_twin_looks_rows_up() -> None:
 def test_what_is_dealt() -> None:
     """Shares of (1 - 2h)(q - P), recomputed bit by bit."""
     mask, items = ring(9, 2), []
-    seeds = [secrets.token_bytes(16) for _ in range(2)]
+    seeds = drawn.dealers_seeds()
     dealing = Dealing(SETTING, (Stream(seeds[0]), Stream(seeds[1])), items.append)
     correlation = Chosen(3, 9, 2, lambda: mask)
     dealing.draw(correlation)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import Any
 
+import drawn
 import pytest
 import torch
 
@@ -104,7 +104,7 @@ def test_what_setup_opens_is_uniform_whatever_the_weights_are() -> None:
 @pytest.mark.parametrize("room", [0, KEPT_MASKS])
 def test_the_dealer_makes_masks_anew_where_it_has_no_room(room: int) -> None:
     """Each of them is the sum of both parties' own, by the weight's number; `first` is party 0's"""
-    seeds = [secrets.token_bytes(16) for _ in range(2)]
+    seeds = drawn.dealers_seeds()
     dealing = Dealing(SHARED, (Stream(seeds[0]), Stream(seeds[1])), lambda tensor: None)
     dealing._room = room
     made = [dealing.matrix(None, (5, 3), 16) for _ in range(2)]

@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT = 60.0  # seconds that a busy machine may take for what has no limit of its own
+WAIT = 240.0  # seconds that a busy machine may take for what has no limit of its own
 LIMIT = 10.0  # seconds within which every process must have ended after a failure
 PROC = Path("/proc")
 DEALER = 2  # its place among the processes of a two-party run
@@ -106,6 +106,13 @@ class Running:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
+
+
+def all_there(parties: list[Running]) -> float:
+    """Wait until every one of them looks for its peers; returns when, in monotonic seconds."""
+    for party in parties:
+        party.until("connect", "err")
+    return time.monotonic()
 
 
 def _children(parent: int) -> list[int]:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mpcache.parties.local import loopback_addresses
 from mpcache.parties.tls import make_keys
 
 from .conftest import CANARY, LONG_PROMPT, PROMPT, Start
-from .processes import LIMIT, Running, wait_for
+from .processes import LIMIT, WAIT, Running, all_there, wait_for
 from .tiny import HIDDEN, save_tiny
 
 Deploy = Callable[..., list[Running]]
@@ -41,6 +40,7 @@ def deploy(start: Start, tiny: Path, tmp_path: Path) -> Deploy:
         spoil: Callable[[int, Path], None] = lambda rank, folder: None,
         addresses: list[str] | None = None,
         last_after_the_others: bool = False,
+        timeout_s: float = WAIT,
     ) -> list[Running]:
         running = []
         processes = parties + (protocol == "dealer")
@@ -57,7 +57,7 @@ def deploy(start: Start, tiny: Path, tmp_path: Path) -> Deploy:
                 "protocol": protocol,
                 "model": "model",
                 "max_new_tokens": new_tokens,
-                "network": {"addresses": hosts, "keys": "keys", "timeout_s": 5},
+                "network": {"addresses": hosts, "keys": "keys", "timeout_s": timeout_s},
                 **(changes or {}).get(rank, {}),
             }
             (folder / "run.yaml").write_text(yaml.safe_dump(values))
@@ -82,9 +82,7 @@ def connected(port: int) -> bool:
 
 def all_end(parties: list[Running]) -> None:
     """Every party ends within the limit, counted from when all are there to talk."""
-    for party in parties:
-        party.until("connect", "err")
-    there = time.monotonic()
+    there = all_there(parties)
     for party in parties:
         assert party.end(there, LIMIT) == 1, party.err
         assert "Traceback" not in party.err
@@ -198,7 +196,7 @@ def test_a_port_in_use(deploy: Deploy) -> None:
     """Something else listens there, takes the connection, and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         address = f"127.0.0.1:{foreign.getsockname()[1]}"
-        parties = deploy(2, addresses=[address, "127.0.0.1:9"])
+        parties = deploy(2, addresses=[address, "127.0.0.1:9"], timeout_s=5)
         all_end(parties)
     assert f"error: cannot listen on {address}: the address is in use" in parties[0].err
     assert "error: party 0: " in parties[1].err

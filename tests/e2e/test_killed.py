@@ -21,7 +21,7 @@ def launch(start: Start, tiny: Path, prompt_file: Path) -> Launch:
     """Start a run of two parties with these options."""
     return lambda *options: start(
         *("launch", "--parties", "2", "--model", tiny, "--prompt-file", prompt_file),
-        *("--protocol", "crypten", "--set", "network.timeout_s=3", "--report", "run", *options),
+        *("--protocol", "crypten", "--report", "run", *options),
     )
 
 
@@ -37,7 +37,10 @@ def prefilling(launch: Launch) -> Running:
 @pytest.fixture
 def decoding(launch: Launch) -> Running:
     """A run that has printed its first token, with seconds of decoding left."""
-    running = launch("--max-new-tokens", "16")
+    return in_decode(launch("--max-new-tokens", "16"))
+
+
+def in_decode(running: Running) -> Running:
     running.until(IN_DECODE)
     assert len(running.parties()) == 2
     return running
@@ -95,7 +98,8 @@ def test_a_killed_dealer_ends_the_launch(launch: Launch, tmp_path: Path) -> None
     no_result(running, tmp_path)
 
 
-def test_a_stopped_party_ends_the_launch(decoding: Running, tmp_path: Path) -> None:
+def test_a_stopped_party_ends_the_launch(launch: Launch, tmp_path: Path) -> None:
+    decoding = in_decode(launch("--max-new-tokens", "16", "--set", "network.timeout_s=3"))
     stopped = decoding.signal(signal.SIGSTOP, decoding.seen[0])
     # Three seconds of silence, five for the others' last words, two between TERM and KILL.
     assert decoding.end(stopped, 3 + LIMIT) == 1

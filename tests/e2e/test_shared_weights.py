@@ -13,7 +13,7 @@ from mpcache.parties.local import loopback_addresses
 from mpcache.parties.tls import make_keys
 
 from .conftest import CANARY, PROMPT, Start
-from .processes import LIMIT, Running
+from .processes import LIMIT, Running, all_there
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def by_hand(start: Start, tmp_path: Path, model: list[Path], shares: list[Path])
     values = {
         "max_new_tokens": 2,
         "sharing": "shared",
-        "network": {"addresses": hosts, "keys": str(tmp_path / "keys"), "timeout_s": 5},
+        "network": {"addresses": hosts, "keys": str(tmp_path / "keys")},
     }
     (tmp_path / "prompt.txt").write_text(PROMPT)
     running = []
@@ -97,8 +97,9 @@ def test_shares_of_two_splits(start: Start, tiny: Path, tmp_path: Path, split: P
     other = start("split", "--model", tiny, "--out", "other", "--weights", "synthetic")
     assert other.end() == 0, other.err
     parties = by_hand(start, tmp_path, [tiny] * 3, [split, tmp_path / "other"])
+    there = all_there(parties)
     for rank in (0, 1):
-        assert parties[rank].end(limit=2 * LIMIT) == 1
+        assert parties[rank].end(there, LIMIT) == 1
         assert "shares differs: " in parties[rank].err
         assert "Traceback" not in parties[rank].err
     assert "warning: synthetic weights: the text is meaningless" in parties[1].err

@@ -15,7 +15,7 @@ from mpcache.parties.store import Store
 from mpcache.parties.tls import make_keys
 
 from .conftest import CANARY, PROMPT, Start
-from .processes import LIMIT, Running, alive, wait_for
+from .processes import LIMIT, Running, alive, all_there, wait_for
 
 TOKENS = 41  # of PROMPT, by the tiny model's tokenizer
 
@@ -120,7 +120,7 @@ def by_hand(start: Start, tiny: Path, tmp_path: Path, stores: list[Path]) -> lis
     values = {
         "model": str(tiny),
         "max_new_tokens": 2,
-        "network": {"addresses": hosts, "keys": str(tmp_path / "keys"), "timeout_s": 5},
+        "network": {"addresses": hosts, "keys": str(tmp_path / "keys")},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "prompt.txt").write_text(PROMPT)
@@ -148,8 +148,9 @@ def test_stores_of_two_dealers(start: Start, tiny: Path, tmp_path: Path, store: 
     )
     assert other.end() == 0, other.err
     parties = by_hand(start, tiny, tmp_path, [store / "party-0", tmp_path / "other" / "party-1"])
+    there = all_there(parties)
     for rank, party in enumerate(parties):
-        assert party.end(limit=LIMIT) == 1
+        assert party.end(there, LIMIT) == 1
         assert f"error: party {1 - rank}: refused" in party.err
         assert "store differs: " in party.err
         assert "Traceback" not in party.err

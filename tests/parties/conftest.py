@@ -38,12 +38,12 @@ def meet(
     program: Callable[[Wires], Any],
     identities: list[Identity | None],
     hellos: list[Hello] | None = None,
-    limit: float = 15.0,
+    limit: float = 30.0,
     **options: Any,
 ) -> list[Outcome]:
     """Connect `world` parties and run `program` in each; exceptions are returned, not raised."""
     addresses = loopback_addresses(world)
-    options = {"timeout_s": 5.0, "connect_timeout_s": 5.0, **options}
+    options = {"timeout_s": 10.0, "connect_timeout_s": 10.0, **options}
     outcomes: list[Outcome] = [TimeoutError("hangs")] * world
 
     def run(rank: int) -> None:

@@ -41,7 +41,7 @@ def test_the_original_cause_is_raised_not_what_follows(failing: int) -> None:
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError, match="here"):
         run_parties(3, program)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_of_peer_errors_the_first_is_raised() -> None:

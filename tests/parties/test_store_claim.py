@@ -250,7 +250,7 @@ def test_twenty_kills_use_no_session_twice(tmp_path: Path) -> None:
         before = [len(_uses(log)) for log in logs]
         running = _start(folder, logs)
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while len(_uses(logs[0])) == before[0] and time.monotonic() < end:
                 assert running[0].poll() is None, running[0].communicate()[1]
                 time.sleep(0.001)
@@ -258,7 +258,7 @@ def test_twenty_kills_use_no_session_twice(tmp_path: Path) -> None:
             victims = chance.choice([[0], [1], [0, 1], [1, 0]])
             for victim in victims:
                 running[victim].send_signal(signal.SIGKILL)
-            said = [process.communicate(timeout=20)[1].decode() for process in running]
+            said = [process.communicate(timeout=60)[1].decode() for process in running]
         finally:
             for process in running:
                 process.kill()

@@ -27,7 +27,7 @@ from mpcache.protocols.dealer_roles import (
     Foreseeing,
     OnlineDealer,
 )
-from mpcache.protocols.ledger import Prediction, Scopes
+from mpcache.protocols.ledger import Prediction, Scopes, Sends
 from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
 from mpcache.protocols.setting import Setting
 from mpcache.report.record import Kept
@@ -49,7 +49,7 @@ class Dealt:
 
 
 OnToken = Callable[[int, int | None], None]
-LENGTH = "prompt-length"
+LENGTH, READY = "prompt-length", "ready"
 
 
 def setting_of(config: RunConfig) -> Setting:
@@ -132,15 +132,20 @@ def predict(
     prediction.on_enter = on_enter
     setting = setting_of(config)
     suite: Suite
+    ranks = range(config.parties)
     with prediction.scope("setup"):
-        others = [rank for rank in range(config.parties) if rank != config.client]
+        others = [rank for rank in ranks if rank != config.client]
         prediction.step(LENGTH, {(config.client, rank): [Spec((1,))] for rank in others})
         if config.protocol == "dealer":
             suite = CountingDealer(setting, prediction)
         else:
             suite = CountingCrypten(setting, prediction)
             suite.seeds()
-    _walk(config, spec, SecureMachine(suite, prediction), prompt_tokens, walked, policy)
+    everybody: Sends = {(rank, other): [] for rank in ranks for other in ranks if rank != other}
+    _walk(
+        *(config, spec, SecureMachine(suite, prediction), prompt_tokens, walked, policy),
+        when_set_up=lambda: prediction.step(READY, everybody),
+    )
     return prediction
 
 
@@ -172,10 +177,12 @@ def _walk(
     prompt_tokens: int,
     walked: int | None = None,
     policy: Policy | None = None,
+    when_set_up: Callable[[], None] = lambda: None,
 ) -> None:
     """The whole run without data."""
     with machine.scope("setup"):
         model = load_weights(machine, spec, None)
+        when_set_up()
     if walked is not None:
         model = replace(model, spec=replace(spec, layers=walked))
     request = _request(config, None, prompt_tokens)
@@ -224,12 +231,23 @@ def run_secure(
                     f"party {config.client} announced a prompt of {count} tokens, and the store"
                     f" was dealt for {dealt.prompt_tokens}"
                 )
+            _choose_plans(config, spec, count)
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors, shares)
             if dealt is not None and dealt.prompt_tokens is not None:
                 _work_ahead(config, spec, machine, count, wires.timeout_s / 4)
+            others = [rank for rank in range(config.parties) if rank != wires.rank]
+            wires.exchange(READY, {rank: [] for rank in others}, {rank: [] for rank in others})
         request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
+
+
+def _choose_plans(config: RunConfig, spec: ModelSpec, count: int) -> None:
+    """Walk two layers once without data: what a process chooses by cost it chooses only once, and
+    so before the prompt instead of in its first layer."""
+    if config.protocol == "dealer":
+        short = config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
+        predict(short, spec, count, walked=min(2, spec.layers))
 
 
 def _work_ahead(

@@ -251,11 +251,18 @@ class Speeds:
             network: round trip in milliseconds, rate in Mbit/s (0 for no limit).
             shared: parties and cores of a host that runs all of them and the dealer, whose work
                 then takes turns.
-            live: whether the dealer works at the same time; else everything was dealt before, and
-                party 1 has worked ahead.
-            tls: whether the parties talk over TLS.
+            live: whether the dealer works at the same time, and sends what it deals; else
+                everything was dealt before, and party 1 has worked ahead.
+            tls: whether the parties and the dealer talk over TLS.
         """
         wire = self.tls if tls else self.plain
-        own, dealer = self.own(load, live), self.dealing(load) if live else 0.0
-        turns = (shared[0] * (own + wire.busy(load)) + dealer) / shared[1] if shared else 0.0
+        own, dealer = self.own(load, live), 0.0
+        busy = shared[0] * (own + wire.busy(load)) if shared else 0.0
+        if live:
+            # an exchange sends and takes as many bytes; here the dealer sends and a party takes
+            delivery = load.dealt_bytes * wire.byte_busy / 2
+            own += delivery
+            dealer = self.dealing(load) + delivery
+            busy += delivery + dealer
+        turns = busy / shared[1] if shared else 0.0
         return max(own + wire.seconds(load, network), dealer, turns)

@@ -102,6 +102,18 @@ def test_seconds_are_the_longest_of_what_must_be_done() -> None:
     assert slow_dealer.seconds(load, live=False) == tls
 
 
+def test_what_a_live_dealer_deals_is_sent_and_taken() -> None:
+    """Half of what a processor is busy with a byte of an exchange, at either end."""
+    load = _load(dealt_bytes=4e9)
+    delivery = 2e9 * SPEEDS.tls.byte_busy
+    own, dealer = SPEEDS.own(load), SPEEDS.dealing(load)
+    longest = max(own + SPEEDS.tls.seconds(load, (0.0, 0.0)), dealer)
+    assert SPEEDS.seconds(load) == pytest.approx(longest + delivery)
+    assert SPEEDS.seconds(load, live=False) == SPEEDS.seconds(_load(), live=False)
+    turns = 2 * (own + SPEEDS.tls.busy(load)) + dealer + 2 * delivery
+    assert SPEEDS.seconds(load, shared=(2, 1)) == pytest.approx(turns)
+
+
 def test_processes_of_one_host_take_turns() -> None:
     load = _load()
     busy = SPEEDS.own(load) + SPEEDS.tls.busy(load)

@@ -190,14 +190,13 @@ class _Drawing:
 
     def __init__(self, widths: Sequence[int], low: int = 0) -> None:
         self.widths, self.low = tuple(widths), low
-        self.questions: list[Question] = []
+        self.questions: dict[Question, None] = {}  # in the order in which they were asked
         self.nodes: list[list[tuple[Sequence[object], list[int]]]] = []
         self.made: list[object] = []
 
     def ask(self, digit: int, kind: Kind, turned: bool = False) -> object:
         question = Question(digit, kind, turned)
-        if question not in self.questions:
-            self.questions.append(question)
+        self.questions[question] = None
         return question
 
     def join(self, level: int, inputs: Sequence[object], *outputs: int) -> list[object]:
@@ -222,6 +221,7 @@ class _Drawing:
         return Plan(self.widths, self.low, tuple(self.questions), tuple(levels), ends)
 
 
+@functools.cache
 def _truth(inputs: int, function: Callable[..., bool]) -> int:
     """The truth table of a function of bits, input bit i of v being its argument i."""
     return sum(
@@ -386,22 +386,26 @@ def _window(widths: Sequence[int], groups: Sequence[int], low: int, tops: Sequen
             for place, digit in enumerate(upper[:-1])
             for bit in (drawing.ask(digit, "less"), drawing.ask(digit, "equal"))[: 2 - (place == 0)]
         ]
-        table = _truth(len(below) + 2, lambda h0, h1, *rest: h1 if _less(*rest) else h0)
+        table = _truth(len(below) + 2, _borrowing)
         (sign,) = drawing.join(0, [*halves, *below], table)
     inputs = [*near, sign, *borrowed]
+    tables = _truth(len(inputs), _inside), _truth(len(inputs), _upper)
+    return drawing.plan(drawing.join(len(drawing.nodes), inputs, *tables))
 
-    def inside(near0: bool, near1: bool, sign: bool, *rest: bool) -> bool:
-        return near1 if _less(*rest) else near0
 
-    def upper_bit(near0: bool, near1: bool, sign: bool, *rest: bool) -> bool:
-        less = _less(*rest)
-        if near1 if less else near0:
-            return less
-        return not sign and not (less and near0)
+def _borrowing(without: bool, borrowed: bool, *below: bool) -> bool:
+    return borrowed if _less(*below) else without
 
-    size = len(inputs)
-    last = drawing.join(len(drawing.nodes), inputs, _truth(size, inside), _truth(size, upper_bit))
-    return drawing.plan(last)
+
+def _inside(near0: bool, near1: bool, sign: bool, *below: bool) -> bool:
+    return near1 if _less(*below) else near0
+
+
+def _upper(near0: bool, near1: bool, sign: bool, *below: bool) -> bool:
+    less = _less(*below)
+    if near1 if less else near0:
+        return less
+    return not sign and not (less and near0)
 
 
 class Digits(Correlation):

@@ -17,7 +17,6 @@ from mpcache.generation import Generation, Request, generate
 from mpcache.models.decoder import load_weights
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Randomness
 from mpcache.protocols.counting import CountingCrypten
 from mpcache.protocols.dealer import Use
 from mpcache.protocols.dealer_roles import (
@@ -29,6 +28,7 @@ from mpcache.protocols.dealer_roles import (
 )
 from mpcache.protocols.ledger import Prediction, Scopes, Sends
 from mpcache.protocols.operation import PlainMachine, SecureMachine, Suite
+from mpcache.protocols.pieces import Randomness
 from mpcache.protocols.setting import Setting
 from mpcache.report.record import Kept
 

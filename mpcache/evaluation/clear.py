@@ -16,7 +16,7 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Pieces
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.dealer_rounds import Messages, Specs
 from mpcache.protocols.dealer_tables import (
@@ -28,6 +28,7 @@ from mpcache.protocols.dealer_tables import (
     FAR,
     _compared,
 )
+from mpcache.protocols.pieces import Pieces
 from mpcache.protocols.plays import Play
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting

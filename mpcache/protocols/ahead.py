@@ -16,8 +16,9 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.kernels.ring import ring_product
-from mpcache.protocols.correlation import MaskedProduct, Randomness
+from mpcache.protocols.correlation import MaskedProduct
 from mpcache.protocols.dealer import OwnedWeight, Use
+from mpcache.protocols.pieces import Randomness
 
 
 class Ahead:

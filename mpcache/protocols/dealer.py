@@ -19,15 +19,9 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.kernels.ring import ring_product
-from mpcache.protocols.correlation import (
-    MaskedProduct,
-    Monomials,
-    Pieces,
-    Triple,
-    broadcast,
-    squared,
-)
+from mpcache.protocols.correlation import MaskedProduct, Monomials, Triple, broadcast, squared
 from mpcache.protocols.dealer_tables import Tables
+from mpcache.protocols.pieces import Pieces
 from mpcache.protocols.plays import Ask, Play
 from mpcache.protocols.secret import Kept, Secret, SharedWeight
 from mpcache.protocols.setting import Setting

@@ -12,7 +12,7 @@ import torch
 
 from mpcache.protocols.ahead import Ahead
 from mpcache.protocols.channel import Channel
-from mpcache.protocols.correlation import Correlation, Pieces, Randomness
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.dealer import (
     DealerSuite,
     Make,
@@ -23,6 +23,7 @@ from mpcache.protocols.dealer import (
 )
 from mpcache.protocols.dealer_rounds import Messages, Specs
 from mpcache.protocols.ledger import Ledger, Prediction
+from mpcache.protocols.pieces import Pieces, Randomness
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting
 from mpcache.protocols.work import Kind, held_bytes

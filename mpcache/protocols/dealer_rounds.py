@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Pieces
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.operation import Suite
+from mpcache.protocols.pieces import Pieces
 from mpcache.protocols.plays import Answers, Ask, Asks, Play, side_by_side
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.setting import Setting

@@ -13,13 +13,7 @@ from mpcache.errors import MpcacheError
 from mpcache.kernels import dcf
 from mpcache.kernels.questions import answers, joined, outputs
 from mpcache.kernels.tally import tally
-from mpcache.protocols.correlation import (
-    Lookup,
-    Steps,
-    logical_shift,
-    one_hots,
-    stairs,
-)
+from mpcache.protocols.correlation import Lookup, Steps, logical_shift, one_hots, stairs
 from mpcache.protocols.dealer_cuts import Cuts
 from mpcache.protocols.digits import (
     Digits,

@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, made_once
+from mpcache.protocols.correlation import Correlation, made_once
+from mpcache.protocols.pieces import Form, Piece, Pieces, Shape
 
 Kind = Literal["less", "equal", "half0", "half1"]
 WIDEST = 6  # bits of a digit, and of a node's inputs: a word is a machine word at most

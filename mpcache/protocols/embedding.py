@@ -33,8 +33,9 @@ import torch
 from mpcache.errors import MpcacheError
 from mpcache.kernels.bits import bit_product, packed_bytes
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Piece, Pieces
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.dealer import DealerSuite, OwnedWeight
+from mpcache.protocols.pieces import Piece, Pieces
 from mpcache.protocols.secret import Secret, SharedWeight
 from mpcache.protocols.tokens import Tokens
 

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Piece, Pieces, Shape, logical_shift, storage
+from mpcache.protocols.correlation import Correlation, logical_shift, storage
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.pieces import Piece, Pieces, Shape
 from mpcache.protocols.secret import Secret
 
 MAGNITUDE, KEEP = 12, 12  # differences stay below 2^12 and count to 2^-12

@@ -15,9 +15,10 @@ import torch
 
 from mpcache.kernels.tally import tally
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, storage
+from mpcache.protocols.correlation import Correlation, storage
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.pieces import Form, Piece, Pieces, Shape
 from mpcache.protocols.secret import Secret, stack
 
 LEAST_DIGIT, MOST_DIGIT = 3, 8  # bits of a digit; its table has 2^9 rows for every value at most

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import torch
 
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, Form, Piece, Pieces, Shape, storage
+from mpcache.protocols.correlation import Correlation, storage
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
+from mpcache.protocols.pieces import Form, Piece, Pieces, Shape
 from mpcache.protocols.secret import Kept, Secret, cat
 
 Masks = tuple[torch.Tensor, torch.Tensor]

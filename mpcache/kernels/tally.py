@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numba import njit
 
@@ -12,17 +13,18 @@ from numba import njit
 def _tally(table: Any, turns: Any, weights: Any, out: Any) -> None:
     """out[r, c] = sum_i weights[r, i] table[r, i, (c - turns[r, i]) mod cells]."""
     rows, count, cells = table.shape
+    sums = np.empty(2 * cells, out.dtype)  # of turned columns, not yet folded: one loop a column
     for r in range(rows):
-        sums = out[r]
+        sums[:] = 0
         for i in range(count):
-            factor, turn, entries = weights[r, i], turns[r, i], table[r, i]
+            factor, entries = weights[r, i], table[r, i]
             if factor == 0:
                 continue
-            high, low = sums[turn:], sums[:turn]
-            for c in range(cells - turn):
-                high[c] += factor * entries[c]
-            for c in range(turn):
-                low[c] += factor * entries[cells - turn + c]
+            turned = sums[turns[r, i] : turns[r, i] + cells]
+            for c in range(cells):
+                turned[c] += factor * entries[c]
+        for c in range(cells):
+            out[r, c] = sums[c] + sums[cells + c]
 
 
 def tally(

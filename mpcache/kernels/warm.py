@@ -7,6 +7,7 @@ import torch
 
 from mpcache.kernels import dcf, packing, questions
 from mpcache.kernels.bits import bit_product
+from mpcache.kernels.pairs import balances, differences
 from mpcache.kernels.ring import prepare, ring_product
 from mpcache.kernels.tally import tally
 
@@ -34,6 +35,8 @@ def warm() -> None:
     table, turns = torch.ones(1, 3, 4, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
     for dtype in (torch.uint8, torch.int16):
         assert int(tally(table.to(dtype), turns)[0, 0]) == 3
+    for dtype in (torch.int16, torch.int64):
+        assert balances(differences(turns, 8).to(dtype), 3).tolist() == [[0, 0, 0]]
     _warm_tables()
     for payloads in (1, 2):
         r, paid = torch.tensor([5]), torch.ones(1, payloads, dtype=torch.int64)

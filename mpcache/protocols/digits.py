@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mpcache.kernels.pairs import differences
 from mpcache.protocols.correlation import Correlation, made_once
 from mpcache.protocols.pieces import Form, Piece, Pieces, Shape
 
@@ -542,19 +543,10 @@ class PairSigns(Signs):
 
     def differences(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., n] -> [..., pairs], on the correlation's bits."""
-        first, second = pairs_of(hidden.shape[-1])
-        between = hidden.index_select(-1, first) - hidden.index_select(-1, second)
-        return between & ((1 << self.bits) - 1)
+        return differences(hidden, self.bits)
 
     def complete(self, whole: Pieces) -> Pieces:
         return super().complete({**whole, "r": self.differences(whole["r"])})
-
-
-@functools.lru_cache(maxsize=64)
-def pairs_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers i and j of all pairs i < j below `size`, row by row."""
-    first, second = torch.triu_indices(size, size, 1)
-    return first, second
 
 
 class Positive(Digits):

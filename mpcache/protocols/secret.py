@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.kernels.pairs import balances
 
 Index = Any  # int, slice, None, Ellipsis, or a tuple of those
 
@@ -167,6 +168,12 @@ class Secret:
             return bins.index_add_(-1, indices.to(t.device), t)
 
         return self._map(poured)
+
+    def balance(self, size: int) -> Secret:
+        """Of all pairs i < j below `size` [.., pairs]: each i's sum, less that where it is j."""
+        return self._map(
+            lambda t: _without_data((*t.shape[:-1], size)) if t.is_meta else balances(t, size)
+        )
 
     # --- refusals ------------------------------------------------------------------------------
 

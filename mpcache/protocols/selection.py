@@ -9,7 +9,6 @@ import torch
 
 from mpcache.protocols.comparison import MAGNITUDE, at_least
 from mpcache.protocols.dealer import DealerSuite
-from mpcache.protocols.digits import pairs_of
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
 from mpcache.protocols.price import price, shaped
 from mpcache.protocols.reach import Reach, Reached, within
@@ -46,11 +45,8 @@ class Rank(Operation):
     def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]
         assert isinstance(suite, DealerSuite)
-        nothing = torch.empty(0, dtype=torch.int64)
-        first, second = (nothing, nothing) if x.is_hollow else pairs_of(size)
         losses = suite.pairs_negative(x, **bits)
-        ranks = losses.pour(first, size) - losses.pour(second, size)
-        return machine.shift(ranks, torch.arange(size, dtype=torch.float64))
+        return machine.shift(losses.balance(size), torch.arange(size, dtype=torch.float64))
 
     def reaches(self, result: Value, x: Value, magnitude: int = MAGNITUDE, **_: int) -> Reached:
         yield within("difference", magnitude), x.amax(-1) - x.amin(-1)

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 240.0  # seconds that a busy machine may take for what has no limit of its own
-LIMIT = 10.0  # seconds within which every process must have ended after a failure
+LIMIT = 30.0  # and to end all processes after a failure: idle ones take 1 to 10, a hang more
 PROC = Path("/proc")
 DEALER = 2  # its place among the processes of a two-party run
 

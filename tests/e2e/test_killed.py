@@ -1,4 +1,4 @@
-"""However a process of a run dies, the others end within ten seconds, say why, and are gone."""
+"""However a process of a run dies, the others end within seconds, say why, and are gone."""
 
 from __future__ import annotations
 

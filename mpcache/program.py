@@ -246,8 +246,12 @@ def _choose_plans(config: RunConfig, spec: ModelSpec, count: int) -> None:
     """Walk two layers once without data: what a process chooses by cost it chooses only once, and
     so before the prompt instead of in its first layer."""
     if config.protocol == "dealer":
-        short = config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
-        predict(short, spec, count, walked=min(2, spec.layers))
+        predict(_one_step(config), spec, count, walked=min(2, spec.layers))
+
+
+def _one_step(config: RunConfig) -> RunConfig:
+    """The run cut after its first decode step: all others are like it."""
+    return config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
 
 
 def _work_ahead(
@@ -264,9 +268,8 @@ def _work_ahead(
 
 def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]:
     """The run's products with weights, in their order; every decode step has the same."""
-    short = config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
     suite = Foreseeing(setting_of(config))
-    _walk(short, spec, SecureMachine(suite, suite.prediction), prompt_tokens)
+    _walk(_one_step(config), spec, SecureMachine(suite, suite.prediction), prompt_tokens)
     steps = config.max_new_tokens - 1
     return suite.uses.get("prefill", []) + steps * suite.uses.get("decode", [])
 

@@ -60,7 +60,7 @@ def test_keeps_the_twins_tokens(name: str, activations: Activations) -> None:
     print(f"{name}: {float(equal):.2%} of stored rows, {float(near):.2%} of contexts")
     # of tokens with next to no weight some are as good as equal: h2o, which gives up one of those
     # in every step, keeps 98.6% to 99.4% of the twin's
-    assert equal > 0.98 and near > 0.99
+    assert equal > (0.98 if name == "h2o" else 0.99) and near > 0.99
     # the fixed reading is off from the parties by the same chances, so by no more
     fixed = torch.cat([x.flatten(0, -2) for x in on_fixed(program, activations.tensors)[:stored]])
     assert float(((got - fixed).abs().amax(-1) < SAME).double().mean()) > 0.99
@@ -97,6 +97,4 @@ def test_fastkv_through_the_decoder(activations: Activations) -> None:
     equal = (torch.cdist(got, want.double(), float("inf")).amin(1) < SAME).double().mean()
     near = ((done.values[0] - twin[0]).abs().amax(-1) < 0.1).double().mean()
     print(f"fastkv, decoder: {float(equal):.2%} of stored rows, {float(near):.2%} of activations")
-    # of tokens with next to no weight some are as good as equal: h2o, which gives up one of those
-    # in every step, keeps 98.6% to 99.4% of the twin's
-    assert equal > 0.98 and near > 0.99
+    assert equal > 0.99 and near > 0.99

@@ -194,7 +194,6 @@ class _Drawing:
         self.widths, self.low = tuple(widths), low
         self.questions: dict[Question, None] = {}  # in the order in which they were asked
         self.nodes: list[list[tuple[Sequence[object], list[int]]]] = []
-        self.made: list[object] = []
 
     def ask(self, digit: int, kind: Kind, turned: bool = False) -> object:
         question = Question(digit, kind, turned)

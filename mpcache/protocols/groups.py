@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcache.kernels.prg import storage
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, logical_shift, storage
+from mpcache.protocols.correlation import Correlation, logical_shift
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.pieces import Piece, Pieces, Shape
 from mpcache.protocols.secret import Secret

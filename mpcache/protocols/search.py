@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcache.kernels.prg import storage
 from mpcache.kernels.tally import tally
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, storage
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.pieces import Form, Piece, Pieces, Shape

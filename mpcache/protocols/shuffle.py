@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import torch
 
+from mpcache.kernels.prg import storage
 from mpcache.protocols.channel import Spec
-from mpcache.protocols.correlation import Correlation, storage
+from mpcache.protocols.correlation import Correlation
 from mpcache.protocols.counting import hollow
 from mpcache.protocols.dealer import DealerSuite
 from mpcache.protocols.pieces import Form, Piece, Pieces, Shape

@@ -2,7 +2,8 @@
 
 So a test that passes passes again, whatever ran before it and on whichever machine. Masks of
 parties inside a test's process are among them; parties that are processes draw their own, as
-everywhere. With MPCACHE_TEST_SEED=n, n not 0, every test draws others.
+everywhere. What a module draws where it is imported comes from a generator of its own. With
+MPCACHE_TEST_SEED=n, n not 0, every test draws others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def begin(name: str) -> None:
     start = zlib.crc32(name.encode()) + SEED
     torch.manual_seed(start)
     _bytes.seed(start)
+
+
+def of_module(name: str) -> torch.Generator:
+    """What the module of this name draws from while it is imported, in whichever order."""
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()) + SEED)
 
 
 def dealers_seeds() -> tuple[bytes, bytes]:

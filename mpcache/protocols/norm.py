@@ -10,10 +10,10 @@ import torch
 
 from mpcache.protocols.arithmetic import multiply, scale
 from mpcache.protocols.dealer import DealerSuite
-from mpcache.protocols.digits import DEALT_WEIGHT, ROUND_BYTES
 from mpcache.protocols.exact import powers_of_two
 from mpcache.protocols.functions import inverse_sqrt, stairs, stepped, stepped_product
 from mpcache.protocols.operation import Operation, PlainMachine, SecureMachine, Value
+from mpcache.protocols.plans import DEALT_WEIGHT, ROUND_BYTES
 from mpcache.protocols.reach import Reach, Reached
 from mpcache.protocols.secret import Secret
 from mpcache.protocols.splines import lining

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.protocols import digits
+from mpcache.protocols import plans
 from mpcache.protocols.dealer import DealerSuite
-from mpcache.protocols.digits import WIDEST, Plan, Signs, Zeros, borrow, equality, window
+from mpcache.protocols.digits import Signs, Zeros
 from mpcache.protocols.operation import SecureMachine
+from mpcache.protocols.plans import WIDEST, Plan, borrow, equality, window
 
 from .test_dealer import deal_and_run
 
@@ -87,9 +88,9 @@ def check_form(plan: Plan, bits: int) -> None:
 @pytest.mark.parametrize("bits", [*range(1, 25), 31, 36, 47])
 def test_every_plan_of_a_borrow(bits: int, last: int) -> None:
     r, y = pairs(bits)
-    plans = digits._borrows(bits, last)
-    assert plans
-    for plan in plans:
+    found = plans._borrows(bits, last)
+    assert found
+    for plan in found:
         check_form(plan, bits)
         found = evaluated(plan, r, y)
         assert len(found) <= 2 * last - 1
@@ -99,9 +100,9 @@ def test_every_plan_of_a_borrow(bits: int, last: int) -> None:
 @pytest.mark.parametrize("bits", [*range(1, 20), 24, 31])
 def test_every_plan_of_an_equality(bits: int) -> None:
     r, y = pairs(bits)
-    plans = digits._equalities(bits)
-    assert plans
-    for plan in plans:
+    found = plans._equalities(bits)
+    assert found
+    for plan in found:
         check_form(plan, bits)
         assert torch.equal(torch.stack(evaluated(plan, r, y)).all(0), y == r)
 
@@ -109,7 +110,7 @@ def test_every_plan_of_an_equality(bits: int) -> None:
 def placed(low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """r, y = x + r, and signed x at the ends of its window and of its range, and anywhere.
 
-    The last 2^low values are no x: see `digits.window`.
+    The last 2^low values are no x: see `plans.window`.
     """
     whole, top = 1 << (low + high), 1 << (low + high - 1)
     r, _ = pairs(low + high)
@@ -133,9 +134,9 @@ def placed(low: int, high: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 )
 def test_every_plan_of_a_window(low: int, high: int) -> None:
     r, y, x = placed(low, high)
-    plans = digits._windows(low, high)
-    assert plans
-    for plan in plans:
+    found = plans._windows(low, high)
+    assert found
+    for plan in found:
         check_form(plan, low + high)
         assert plan.low == low and len(plan.last) == 2
         inside, upper = evaluated(plan, r, y)
@@ -154,16 +155,16 @@ def test_the_cheapest_plan_is_taken_and_rounds_are_dearer_on_a_wan() -> None:
             for profile in PROFILES:
                 rounded = 1 << (elements - 1).bit_length()
                 best = borrow(bits, elements, 8.0, profile)
-                prices = [p.price(rounded, 8.0, profile) for p in digits._borrows(bits, 3)]
+                prices = [p.price(rounded, 8.0, profile) for p in plans._borrows(bits, 3)]
                 assert best.price(rounded, 8.0, profile) == min(prices)
                 rounds[profile] = best.rounds
-                plans = digits._equalities(bits)
-                prices = [p.price(rounded, 1.0, profile) for p in plans]
+                found = plans._equalities(bits)
+                prices = [p.price(rounded, 1.0, profile) for p in found]
                 best = equality(bits, elements, 1.0, profile)
                 assert best.price(rounded, 1.0, profile) == min(prices)
-                plans = digits._windows(bits, 9)
+                found = plans._windows(bits, 9)
                 best = window(bits, 9, elements, 9.0, profile)
-                prices = [p.price(rounded, 9.0, profile) for p in plans]
+                prices = [p.price(rounded, 9.0, profile) for p in found]
                 assert best.price(rounded, 9.0, profile) == min(prices)
             assert rounds["wan"] <= rounds["lan"]
             fewer += rounds["wan"] < rounds["lan"]
@@ -177,7 +178,7 @@ def test_the_price_of_a_plan_by_hand() -> None:
     last table of 8 entries. A dealt byte counts half and a round 2^17 bytes on a LAN, 2 and 2^20 on
     a WAN.
     """
-    (plan,) = (plan for plan in digits._borrows(12, 3) if plan.widths == (6, 6) and not plan.levels)
+    (plan,) = (plan for plan in plans._borrows(12, 3) if plan.widths == (6, 6) and not plan.levels)
     assert plan.words == ((0, "less"), (1, "less"))
     assert plan.sizes == (2 * 8, 3 / 8)
     assert plan.price(1000, 4.0, "lan") == 1000 * (3 / 8 + (16 + 4 * 8) / 2) + (1 << 17)
@@ -188,10 +189,10 @@ def test_the_price_of_a_plan_by_hand() -> None:
 def test_every_plan_is_read_right_on_shares(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The words and tables that are dealt for a plan say what the plan says."""
 
-    def chosen(plans: Sequence[Plan], *_: Any) -> Plan:
-        return plans[number % len(plans)]
+    def chosen(found: Sequence[Plan], *_: Any) -> Plan:
+        return found[number % len(found)]
 
-    monkeypatch.setattr(digits, "_cheapest", chosen)
+    monkeypatch.setattr(plans, "_cheapest", chosen)
     bits = 19
     x = torch.randint(-(2**18), 2**18, (211 + number,))  # a shape of its own: forms are made once
     x[:8] = torch.tensor([0, -1, 1, 2**18 - 1, -(2**18), 2**17, -(2**17) - 1, 2])

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mpcache import __version__
 from mpcache.config import PRESETS, RunConfig
+from mpcache.protocols.ahead import AT_ONCE
 from mpcache.protocols.ledger import Entry
 from mpcache.protocols.work import Work
 from mpcache.report.files import write_atomic
@@ -106,7 +107,8 @@ def loads_of(
     Args:
         totals: phase -> counts of each party, and work.
     """
-    found = {"prefill": Load.of(*totals["prefill"])}
+    found = {"prefill": replace(Load.of(*totals["prefill"]), first=True)}
     if decode_steps:
-        found["token"] = Load.of(*totals["decode"], share=1 / decode_steps)
+        token = Load.of(*totals["decode"], share=1 / decode_steps)
+        found["token"] = replace(token, together=min(AT_ONCE, decode_steps))
     return found

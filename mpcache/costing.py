@@ -15,6 +15,7 @@ from mpcache.config import RunConfig
 from mpcache.eviction.base import Policy
 from mpcache.models.spec import ModelSpec
 from mpcache.program import policy_of, predict
+from mpcache.protocols.ahead import AT_ONCE
 from mpcache.protocols.ledger import Entry, Prediction
 from mpcache.protocols.work import Work, worked
 from mpcache.report.record import PHASES
@@ -67,6 +68,10 @@ class Quick:
             for phase in PHASES
         }
         return loads_of(totals, decode_steps)
+
+    def token(self) -> Load:
+        """What the one decode step of a short run would ask for among many others."""
+        return replace(self.loads(1)["token"], together=AT_ONCE)
 
 
 def quick(

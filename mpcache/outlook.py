@@ -37,7 +37,7 @@ def outlook(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Row]
             row = {"context": context, "cache": cache, **counts, "seconds": None}
             if speeds is not None:
                 seconds = calibration.seconds_on_networks(
-                    speeds, {"token": found.loads(1)["token"]}, config.parties
+                    speeds, {"token": found.token()}, config.parties
                 )
                 row["seconds"] = {network: seconds[network]["token"] for network in NETWORKS}
             rows.append(row)

@@ -166,6 +166,8 @@ def deal(
         The bytes dealt.
     """
     suite = Dealing(setting_of(config), seeds, emit)
+    if not suite.shared_weights:
+        suite.foresee(uses_of(config, spec, prompt_tokens))
     _walk(config, spec, SecureMachine(suite, ledger or Scopes()), prompt_tokens)
     return suite.dealt_bytes
 
@@ -231,39 +233,34 @@ def run_secure(
                     f"party {config.client} announced a prompt of {count} tokens, and the store"
                     f" was dealt for {dealt.prompt_tokens}"
                 )
-            _choose_plans(config, spec, count)
+            uses = _look_ahead(config, spec, count, wires.rank)
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors, shares)
-            if dealt is not None and dealt.prompt_tokens is not None:
-                _work_ahead(config, spec, machine, count, wires.timeout_s / 4)
+            if uses and isinstance(machine.suite, OnlineDealer):
+                # with a store now, while the peer waits; with a live dealer as tokens come
+                stored = dealt is not None and dealt.prompt_tokens is not None
+                with machine.scope("ahead"):
+                    machine.suite.foresee(uses, wires.timeout_s / 4 if stored else 0.0)
             others = [rank for rank in range(config.parties) if rank != wires.rank]
             wires.exchange(READY, {rank: [] for rank in others}, {rank: [] for rank in others})
         request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
 
 
-def _choose_plans(config: RunConfig, spec: ModelSpec, count: int) -> None:
-    """Walk two layers once without data: what a process chooses by cost it chooses only once, and
-    so before the prompt instead of in its first layer."""
-    if config.protocol == "dealer":
-        predict(_one_step(config), spec, count, walked=min(2, spec.layers))
+def _look_ahead(config: RunConfig, spec: ModelSpec, count: int, rank: int) -> list[Use]:
+    """Walk once without data: what a process chooses by cost it chooses only once, and so before
+    the prompt instead of in its first layer. At party 1, what it can work ahead of."""
+    if config.protocol != "dealer":
+        return []
+    if rank == 1 and config.sharing != "shared":
+        return uses_of(config, spec, count)
+    predict(_one_step(config), spec, count, walked=min(2, spec.layers))
+    return []
 
 
 def _one_step(config: RunConfig) -> RunConfig:
     """The run cut after its first decode step: all others are like it."""
     return config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
-
-
-def _work_ahead(
-    config: RunConfig, spec: ModelSpec, machine: SecureMachine, count: int, seconds: float
-) -> None:
-    """What can be done for tokens before the run: all that was dealt is there. The peer waits
-    `seconds` for it at most."""
-    suite = machine.suite
-    if not isinstance(suite, OnlineDealer) or suite.rank != 1 or suite.shared_weights:
-        return
-    with machine.scope("ahead"):
-        suite.work_ahead(uses_of(config, spec, count), seconds)
 
 
 def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]:

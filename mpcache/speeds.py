@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpcache import fitting
+from mpcache.protocols.dealer_roles import KEPT_MASKS
 from mpcache.protocols.ledger import Entry
 from mpcache.protocols.work import Product, Work
 
@@ -80,10 +81,14 @@ class Kernels:
     narrow: Grid
     torch: Grid
 
-    def party(self, product: Product) -> float:
-        """Seconds of the party that takes longer."""
+    def party(self, product: Product, together: int = 1) -> float:
+        """Seconds of the party that takes longer.
+
+        Args:
+            together: how many tokens' masks meet a weight at once, at party 1 and the dealer.
+        """
         if product.kind == "owned" and not product.by_outputs:
-            return max(self.narrow.seconds(product), self.by_inputs.seconds(product))
+            return max(self.narrow.seconds(product), self.dealer(product, together))
         return self.dealer(product)
 
     def ahead(self, product: Product) -> float:
@@ -92,11 +97,14 @@ class Kernels:
             return self.narrow.seconds(product)
         return self.party(product)
 
-    def dealer(self, product: Product) -> float:
+    def dealer(self, product: Product, together: int = 1) -> float:
         """Seconds of the dealer, whose operands are masks of 64 bits."""
         if product.kind == "torch":
             return self.torch.seconds(product)
-        return (self.by_outputs if product.by_outputs else self.by_inputs).seconds(product)
+        grid = self.by_outputs if product.by_outputs else self.by_inputs
+        if product.kind == "owned" and product.rows == 1:
+            return grid.seconds(product._replace(rows=together)) / together
+        return grid.seconds(product)
 
 
 def columns(work: Work, seconds: Callable[[Product], float]) -> dict[str, float]:
@@ -141,13 +149,21 @@ class Wire:
 
 @dataclass(frozen=True)
 class Load:
-    """What a piece of a run asks for: counts of the party that has most, and work."""
+    """What a piece of a run asks for: counts of the party that has most, and work.
+
+    Args:
+        share: of `work`.
+        together: how many tokens' products with weights are worked out at once.
+        first: whether the dealer meets the weights for the first time.
+    """
 
     rounds: float
     sent_bytes: float
     dealt_bytes: float
     work: Work = field(default_factory=Work)
     share: float = 1.0
+    together: int = 1
+    first: bool = False
 
     @staticmethod
     def of(entries: Sequence[Entry], work: Work, share: float = 1.0) -> Load:
@@ -159,6 +175,17 @@ class Load:
             work,
             share,
         )
+
+    @property
+    def expanded_bytes(self) -> float:
+        """Of weights' masks, which the dealer expands when it meets a weight for the first time,
+        and those that it did not keep whenever some tokens' products are worked out."""
+        owned = self.share * sum(
+            8 * times * product.operands
+            for product, times in self.work.products.items()
+            if product.kind == "owned"
+        )
+        return owned if self.first else max(0.0, owned - KEPT_MASKS) / self.together
 
 
 def far_seconds(load: Load, network: tuple[float, float]) -> float:
@@ -192,6 +219,7 @@ class Speeds:
 
     Attributes:
         party, dealer: column -> processor seconds a unit; the dealer's empty where there is none.
+        expand: the dealer's seconds for a byte of a weight's mask.
         plain, tls: exchanges over a plain socket and over TLS.
         held_out: the error on layers that were left out of the fit, in seconds from begin to end.
         held_out_busy: the same in a party's processor seconds, which other processes do not touch.
@@ -200,6 +228,7 @@ class Speeds:
     kernels: Kernels
     party: Mapping[str, float]
     dealer: Mapping[str, float]
+    expand: float
     plain: Wire
     tls: Wire
     held_out: Error
@@ -223,6 +252,7 @@ class Speeds:
             Kernels(**kernels),
             {str(name): float(value) for name, value in values["party"].items()},
             {str(name): float(value) for name, value in values["dealer"].items()},
+            float(values["expand"]),
             Wire(**values["plain"]),
             Wire(**values["tls"]),
             Error(**values["held_out"]),
@@ -231,11 +261,20 @@ class Speeds:
 
     def own(self, load: Load, live: bool = True) -> float:
         """A party's own work; see `seconds`."""
-        kernels = self.kernels.party if live else self.kernels.ahead
-        return load.share * fitting.total(self.party, columns(load.work, kernels))
+
+        def product(one: Product) -> float:
+            return self.kernels.party(one, load.together) if live else self.kernels.ahead(one)
+
+        return load.share * fitting.total(self.party, columns(load.work, product))
 
     def dealing(self, load: Load) -> float:
-        return load.share * fitting.total(self.dealer, columns(load.work, self.kernels.dealer))
+        """The dealer's work; it works out as many tokens' products at once as a party."""
+
+        def product(one: Product) -> float:
+            return self.kernels.dealer(one, load.together)
+
+        own = load.share * fitting.total(self.dealer, columns(load.work, product))
+        return own + self.expand * load.expanded_bytes
 
     def seconds(
         self,

@@ -11,6 +11,7 @@ SPEEDS = Speeds(
     Kernels(GRID, GRID, GRID, GRID),
     PARTY,
     {name: value / 2 for name, value in PARTY.items()},
+    2e-10,
     WIRE,
     Wire(*(2 * value for value in (1e-4, 1e-9, 8e-5, 5e-10))),
     Error(0.12, 0.2, 9),

@@ -11,6 +11,9 @@ import pytest
 import torch
 from made_up_speeds import GRID, SPEEDS, WIRE
 
+from mpcache.calibration import loads_of
+from mpcache.protocols.ahead import AT_ONCE
+from mpcache.protocols.dealer_roles import KEPT_MASKS
 from mpcache.protocols.ledger import Entry
 from mpcache.protocols.work import Call, Product, Work, held_bytes
 from mpcache.speeds import Error, Grid, Kernels, Load, Speeds, columns
@@ -53,6 +56,12 @@ def test_each_product_has_its_kernel() -> None:
     assert round(kernels.party(turned)) == 2
     assert (round(kernels.party(owned)), round(kernels.dealer(owned))) == (3, 1)
     assert kernels.party(plain._replace(kind="torch")) < 1
+    # four tokens' masks meet the weight at once, at party 1 and the dealer; party 0 has one row
+    assert round(kernels.dealer(owned, 4), 3) == round(1 / 4, 3)
+    assert round(kernels.dealer(owned._replace(by_outputs=True), 4), 3) == round(2 / 4, 3)
+    assert round(kernels.party(owned, 4)) == 3
+    assert kernels.dealer(owned._replace(rows=2), 4) == kernels.dealer(owned._replace(rows=2))
+    assert kernels.dealer(plain, 4) == kernels.dealer(plain)
 
 
 def test_columns_are_uses_bytes_and_products() -> None:
@@ -112,6 +121,26 @@ def test_what_a_live_dealer_deals_is_sent_and_taken() -> None:
     assert SPEEDS.seconds(load, live=False) == SPEEDS.seconds(_load(), live=False)
     turns = 2 * (own + SPEEDS.tls.busy(load)) + dealer + 2 * delivery
     assert SPEEDS.seconds(load, shared=(2, 1)) == pytest.approx(turns)
+
+
+def test_a_dealer_expands_the_masks_that_it_does_not_keep() -> None:
+    wide = Product("owned", 1, 1, 1 << 16, KEPT_MASKS >> 18, False)  # twice what is kept
+    load = _load(work=Work(Counter(), Counter({wide: 4})), share=0.25)
+    assert load.expanded_bytes == KEPT_MASKS
+    assert replace(load, together=8).expanded_bytes == KEPT_MASKS / 8
+    assert replace(load, share=1 / 8).expanded_bytes == 0
+    assert replace(load, first=True).expanded_bytes == 2 * KEPT_MASKS
+    assert replace(load, work=Work(), first=True).expanded_bytes == 0
+    more = SPEEDS.dealing(load) - replace(SPEEDS, expand=0.0).dealing(load)
+    assert more == pytest.approx(SPEEDS.expand * KEPT_MASKS)
+
+
+def test_tokens_are_worked_out_together_as_far_as_there_are_any() -> None:
+    totals = {phase: ([Entry(rounds=30)], WORK) for phase in ("prefill", "decode")}
+    for steps, together in ((1, 1), (3, 3), (500, AT_ONCE)):
+        loads = loads_of(totals, steps)
+        assert (loads["token"].together, loads["token"].first) == (together, False)
+        assert (loads["prefill"].together, loads["prefill"].first) == (1, True)
 
 
 def test_processes_of_one_host_take_turns() -> None:

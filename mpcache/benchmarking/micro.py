@@ -15,6 +15,7 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.fitting import nonnegative
+from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.kernels.ring import ring_product
 from mpcache.parties.handshake import Hello
 from mpcache.parties.local import loopback_addresses
@@ -32,6 +33,7 @@ LEAST = 3e-11  # seconds a multiply-add: where the call is all that can be measu
 COLD = 96_000_000  # bytes of right sides in turn, so that none is in a cache
 MOST_COPIES = 64
 REPEATS = 5
+MASK = 1 << 26  # bytes of a weight's mask
 TINY = 8  # rows, inputs and outputs of a product with next to nothing to do
 BATCH, ENOUGH = 32, 500_000  # products at once at most, and operands from which one is enough
 SIZES = (8, 4_096, 65_536, 1_048_576, 4_194_304)  # bytes of a frame
@@ -111,6 +113,16 @@ def _seconds(
         product(x, right[(turn + 1) % len(right)])
         times.append(time.process_time() - began)
     return statistics.median(times)
+
+
+def measure_expanding() -> float:
+    """Processor seconds for a byte of a weight's mask, expanded from a seed."""
+    stream, times = Stream(bytes(SEED_BYTES)), []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        stream.ring((MASK // 8,))
+        times.append(time.process_time() - began)
+    return statistics.median(times) / MASK
 
 
 # --- exchanges -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import socket
 import statistics
@@ -181,7 +182,7 @@ def _run(
             nonlocal ahead
             if step == 0 and uses:
                 began = time.perf_counter()
-                suite.work_ahead(uses)
+                suite.foresee(uses, math.inf)
                 ahead = (time.perf_counter() - began) / job.steps
             times.append(time.perf_counter())
 

@@ -69,7 +69,7 @@ def decode_price(
     config = load(None, {"parties": PARTIES, "protocol": PROTOCOL, "max_new_tokens": 2})
     found = quick(config, spec, prompt_tokens, policy)
     step = found.phases()["decode"]
-    token = found.loads(1)["token"]
+    token = found.token()
     row = {
         "rounds": step["rounds"],
         "sent_bytes": step["sent_bytes"],

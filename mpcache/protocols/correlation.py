@@ -234,7 +234,12 @@ class Truncated(Correlation):
 
 
 class MaskedProduct(Correlation):
-    """a at party 1, and shares of a @ B for a weight mask B, modulo 2^width."""
+    """a at party 1, and shares of a @ B for a weight mask B, modulo 2^width.
+
+    Args:
+        x, z: shapes of a and of the product.
+        product: a -> a @ B, for the dealer.
+    """
 
     apart = True
 
@@ -242,15 +247,15 @@ class MaskedProduct(Correlation):
         self,
         x: Shape,
         z: Shape,
-        mask: Callable[[], torch.Tensor],
-        product: Callable[..., torch.Tensor],
         width: int = 64,
+        product: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.mask, self.product = mask, product
+        self.product = product
         self.form = _masked(x, z, width)
 
     def complete(self, whole: Pieces) -> Pieces:
-        return {"c": self.product(whole["a"], self.mask())}
+        assert self.product is not None
+        return {"c": self.product(whole["a"])}
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -9,6 +9,7 @@ Primitives are plays (`plays`): those that do not depend on each other can be pl
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -293,7 +294,8 @@ class DealerSuite(Tables):
         width, frac = min(width, x.width), x.frac + weight.frac
         form = tuple(x.shape)
         use = Use(weight.number, form, width)
-        pieces = self.draw(MaskedProduct(form, shape, weight.mask, ring_product, width))
+        product = functools.partial(self.masked, weight, use)
+        pieces = self.draw(MaskedProduct(form, shape, width, product))
         own = [] if self.hollow or self.rank == 0 else [x.share - pieces["a"]]
         (got,) = yield [Ask("masked", ([], [as_words(form, width)]), own)]
         if self.hollow:
@@ -304,6 +306,10 @@ class DealerSuite(Tables):
             left = x.share + got[0] if self.rank == 0 else pieces["a"]
             done = ring_product(left, weight.share)
         return Secret(done + pieces["c"], frac, width)
+
+    def masked(self, weight: OwnedWeight, use: Use, a: torch.Tensor) -> torch.Tensor:
+        """a times the weight's mask, which the dealer alone knows."""
+        return ring_product(a, weight.mask())
 
     def foreseen(self, use: Use) -> None:
         """Note a use of a weight, where it is foreseen."""

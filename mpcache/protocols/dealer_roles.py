@@ -67,15 +67,15 @@ class OnlineDealer(DealerSuite):
         """Where masks of products with weights come from, at party 1."""
         return self.seed.branch(APART)
 
-    def work_ahead(self, uses: Sequence[Use], seconds: float = math.inf) -> None:
-        """At party 1, before the first use: its part of products with weights, as foreseen.
+    def foresee(self, uses: Sequence[Use], seconds: float = 0.0) -> None:
+        """At party 1, before the first use: all products with weights that will come.
 
         Args:
-            seconds: how long that may take; what is left is worked out when it is used.
+            seconds: for working them out now; others are when the first of them is asked for.
         """
         if self.rank == 1:
-            self._ahead = Ahead(self.seed.branch(APART), self.owned)
-            self._ahead.work(uses, seconds)
+            self._ahead = Ahead(self.seed.branch(APART), uses, lambda n: self.owned[n].share)
+            self._ahead.work(seconds)
 
     def worked_ahead(self, use: Use) -> torch.Tensor | None:
         return self._ahead.take(use) if self._ahead is not None else None
@@ -188,6 +188,15 @@ class Dealing(DealerSuite):
         self._apart = seeds[1].branch(APART)
         self._weights = 0
         self._room = KEPT_MASKS
+        self._ahead: Ahead | None = None
+
+    def foresee(self, uses: Sequence[Use]) -> None:
+        """Before the first use: all products with weights that will come."""
+        self._ahead = Ahead(self.seeds[1].branch(APART), uses, lambda n: self.owned[n].mask())
+
+    def masked(self, weight: OwnedWeight, use: Use, a: torch.Tensor) -> torch.Tensor:
+        done = self._ahead.take(use) if self._ahead is not None else None
+        return super().masked(weight, use, a) if done is None else done
 
     def draw(self, correlation: Correlation) -> Pieces:
         zero = correlation.draw(0, self.seeds[0])

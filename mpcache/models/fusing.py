@@ -81,4 +81,5 @@ class Fused(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         parts = [self.folded[part] for part in self.groups[name].parts]
-        return torch.cat(parts, -1).contiguous()  # products read rows in order
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return whole.contiguous()  # products read rows in order

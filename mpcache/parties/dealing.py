@@ -23,9 +23,13 @@ from mpcache.protocols.channel import Spec
 
 CHUNK = 1 << 20  # bytes of corrections in a frame
 AHEAD = 64  # frames that wait at party 1
+GRANT = AHEAD // 2  # frames that the dealer may send once there is room for them
+_ALIVE = 4  # how often in a timeout party 1 says that there is no room yet
 DEALER = 2  # the dealer's rank among the three processes of a two-party run
 _FRAME = [Spec((1,)), Spec((CHUNK,), torch.uint8)]
+_GRANTED = [Spec((1,))]
 Frame = tuple[int, torch.Tensor]  # how many bytes of it count, and CHUNK bytes
+Room = Callable[[int, float], bool]  # waits for room for so many frames, and so many seconds
 
 
 class Sender:
@@ -71,10 +75,11 @@ class CorrectionStream:
     """Party 1's end: a thread takes frames ahead of their use, `ring` reads them in order.
 
     Args:
-        give: waits for the next frame; not asked again after one that is not full.
+        give: waits for the next frame; not asked again after one that is not full. It is told how
+            to wait for room in the queue.
     """
 
-    def __init__(self, give: Callable[[], Frame]) -> None:
+    def __init__(self, give: Callable[[Room], Frame]) -> None:
         self.give = give
         self.seconds = 0.0
         self._queue: queue.Queue[Frame | BaseException] = queue.Queue(AHEAD)
@@ -89,10 +94,17 @@ class CorrectionStream:
         filled = CHUNK
         try:
             while filled == CHUNK and not self._stopped.is_set():
-                filled, frame = self.give()
+                filled, frame = self.give(self._room)
                 self._put((filled, frame))
         except BaseException as error:
             self._put(error)
+
+    def _room(self, frames: int, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while self._queue.qsize() + frames > AHEAD and not self._stopped.wait(0.01):
+            if time.monotonic() > end:
+                return False
+        return True
 
     def _put(self, item: Frame | BaseException) -> None:
         while not self._stopped.is_set():
@@ -151,19 +163,40 @@ class CorrectionStream:
 
 
 def to_wires(wires: Wires) -> Callable[[Frame], None]:
-    """For a `Sender`: frames go to party 1 as they are full."""
+    """For a `Sender`: frames go to party 1 as they are full, and as it has room for them.
+
+    Party 1 may take its time, with its weights for example, as long as it says that it is there.
+    """
+    granted = 0
 
     def take(frame: Frame) -> None:
+        nonlocal granted
+        while not granted:
+            granted = int(wires.exchange("room", {}, {1: _GRANTED})[1][0].item())
+            if not 0 <= granted <= AHEAD:
+                raise MpcacheError(f"party 1 announced room for {granted} frames")
+        granted -= 1
         filled, data = frame
         wires.exchange("dealt", {1: [torch.tensor([filled]), data]}, {})
 
     return take
 
 
-def from_wires(wires: Wires) -> Callable[[], Frame]:
+def from_wires(wires: Wires) -> Callable[[Room], Frame]:
     """For a `CorrectionStream`: frames come from the dealer."""
+    granted = 0
 
-    def give() -> Frame:
+    def grant(frames: int) -> None:
+        wires.exchange("room", {DEALER: [torch.tensor([frames])]}, {})
+
+    def give(room: Room) -> Frame:
+        nonlocal granted
+        if not granted:
+            while not room(GRANT, wires.timeout_s / _ALIVE):
+                grant(0)
+            grant(GRANT)
+            granted = GRANT
+        granted -= 1
         count, frame = wires.exchange("dealt", {}, {DEALER: _FRAME})[DEALER]
         filled = int(count.item())
         if not 0 <= filled <= CHUNK:
@@ -183,15 +216,15 @@ def to_file(write: Callable[[memoryview], None]) -> Callable[[Frame], None]:
     return take
 
 
-def from_file(descriptor: int) -> Callable[[], Frame]:
+def from_file(descriptor: int) -> Callable[[Room], Frame]:
     """For a `CorrectionStream`: frames come from an open file, which is closed at its end."""
     file = io.FileIO(descriptor)  # its thread reads alone, and owns it from here on
 
-    def give() -> Frame:
+    def give(_: Room) -> Frame:
         frame = torch.empty(CHUNK, dtype=torch.uint8)
-        room = memoryview(frame.numpy())  # type: ignore[arg-type]
+        place = memoryview(frame.numpy())  # type: ignore[arg-type]
         filled = 0
-        while filled < CHUNK and (got := file.readinto(room[filled:])):
+        while filled < CHUNK and (got := file.readinto(place[filled:])):
             filled += got
         if filled < CHUNK:
             file.close()

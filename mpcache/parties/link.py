@@ -39,6 +39,7 @@ from mpcache.protocols.channel import (
 SMALL = 1 << 15  # bytes of payload that are copied next to their header
 ENDED = "the connection ended"
 _BUFFER = 1 << 16  # bytes; holds any header and any small frame
+_LAST_FRAME = 0.5  # seconds that the end of a frame may take before a party stops
 _BURST = 1 << 20  # bytes moved one way before the other way gets its turn
 _MAGIC = MAGIC.to_bytes(2, "little")
 _WANTS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -299,13 +300,16 @@ class Link:
     # --- ending --------------------------------------------------------------------------------
 
     def say_abort(self, step: int, reason: str) -> None:
-        """Tell the peer why this party stops, if a frame can begin now. Never raises."""
+        """Tell the peer why this party stops, behind a frame that is partly out; it has a moment
+        to take that. Never raises."""
         label = reason.encode()[:MAX_LABEL].decode(errors="ignore")
-        if self.sending:
-            return
+        end = time.monotonic() + _LAST_FRAME
         try:
             self.send(Header(step, time.monotonic(), label, (), abort=True), ())
-            self.push()
+            while not self.push() and (left := end - time.monotonic()) > 0:
+                poll = select.poll()
+                poll.register(self.sock, self._out_wants)
+                poll.poll(left * 1e3)
         except (Broken, ValueError):
             self._out.clear()
 

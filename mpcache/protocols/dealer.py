@@ -129,7 +129,10 @@ class DealerSuite(Tables):
         if self.shared_weights:
             return self._shared_matrix(value, shape, frac)
         mask = self.weight_mask(shape)
-        own = [] if self.hollow or self.rank else [_known(value, shape) - mask()]
+        own = []
+        if not self.hollow and self.rank == 0:
+            expanded = mask()
+            own = [torch.sub(_known(value, shape), expanded, out=expanded)]
         (got,) = self._ask([Ask("weight", ([as_words(shape)], []), own)])
         if self.hollow:
             kept = self._made(shape, frac).share

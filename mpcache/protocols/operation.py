@@ -326,7 +326,10 @@ def encoded(public: torch.Tensor | float, frac: int) -> torch.Tensor:
     """Numbers as ring elements with `frac` fractional bits, rounded to the nearest unit."""
     if not isinstance(public, torch.Tensor):
         return torch.tensor(round(public * 2.0**frac))
-    return torch.round(public.to(torch.float64) * 2.0**frac).to(torch.int64)
+    short = public.is_floating_point() and public.dtype != torch.float64
+    # a power of two moves a number's point alone, in 32 bits as in 64
+    wide = public.to(torch.float32 if short else torch.float64)
+    return (wide * 2.0**frac).round_().to(torch.int64)
 
 
 class SecureMachine(Machine):

@@ -28,6 +28,7 @@ from mpcache.models.registry import Source, check_prompt, find
 from mpcache.parties.dealing import DEALER, CorrectionStream, Sender, hand_out_seeds, to_wires
 from mpcache.parties.dial import meet
 from mpcache.parties.events import Events, read_secrets, watch_parent
+from mpcache.parties.interrupts import between_writes
 from mpcache.parties.names import peer_name
 from mpcache.parties.store import Session
 from mpcache.parties.transport import Wires, connect
@@ -220,7 +221,7 @@ def _run(
     split = shares.header.split if shares is not None else ""
     hello = greeting(config, rank, source.spec, session, split)
     length = len(ids) if ids is not None else None
-    with ExitStack() as stack, torch.inference_mode():
+    with between_writes(), ExitStack() as stack, torch.inference_mode():
         dealt = None
         if config.store is not None:
             wires, dealt, claimed = meet_with_store(
@@ -271,7 +272,7 @@ def _deal(config: RunConfig, voice: Any, session: str) -> int:
     hello = greeting(config, DEALER, source.spec, session)
     socks = meet(endpoint(config, DEALER), hello)
     timeout = config.network.timeout_s
-    with ExitStack() as stack, torch.inference_mode():
+    with between_writes(), ExitStack() as stack, torch.inference_mode():
         links = {
             rank: stack.enter_context(
                 Wires({rank: sock}, Ledger(DEALER, DEALER + 1), timeout_s=timeout)

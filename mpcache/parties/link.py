@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from mpcache.errors import MpcacheError
+from mpcache.parties.interrupts import begin_write, end_write
 from mpcache.parties.names import printable
 from mpcache.protocols.channel import (
     CLOCK,
@@ -134,6 +135,15 @@ class Link:
 
     def push(self) -> bool:
         """Write what the socket takes. True once nothing is left to write."""
+        if not self._out:
+            return True
+        begin_write()
+        try:
+            return self._write()
+        finally:
+            end_write()
+
+    def _write(self) -> bool:
         budget = _BURST
         while self._out and budget > 0:
             part = self._out[0]

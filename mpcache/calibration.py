@@ -7,6 +7,7 @@ the machine and the version that they were measured with, and no other.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -110,5 +111,6 @@ def loads_of(
     found = {"prefill": replace(Load.of(*totals["prefill"]), first=True)}
     if decode_steps:
         token = Load.of(*totals["decode"], share=1 / decode_steps)
-        found["token"] = replace(token, together=min(AT_ONCE, decode_steps))
+        windows = math.ceil(decode_steps / AT_ONCE)
+        found["token"] = replace(token, together=decode_steps / windows)
     return found

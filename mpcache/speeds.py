@@ -81,7 +81,7 @@ class Kernels:
     narrow: Grid
     torch: Grid
 
-    def party(self, product: Product, together: int = 1) -> float:
+    def party(self, product: Product, together: float = 1) -> float:
         """Seconds of the party that takes longer.
 
         Args:
@@ -97,13 +97,14 @@ class Kernels:
             return self.narrow.seconds(product)
         return self.party(product)
 
-    def dealer(self, product: Product, together: int = 1) -> float:
+    def dealer(self, product: Product, together: float = 1) -> float:
         """Seconds of the dealer, whose operands are masks of 64 bits."""
         if product.kind == "torch":
             return self.torch.seconds(product)
         grid = self.by_outputs if product.by_outputs else self.by_inputs
         if product.kind == "owned" and product.rows == 1:
-            return grid.seconds(product._replace(rows=together)) / together
+            rows = round(together)
+            return grid.seconds(product._replace(rows=rows)) / rows
         return grid.seconds(product)
 
 
@@ -153,7 +154,7 @@ class Load:
 
     Args:
         share: of `work`.
-        together: how many tokens' products with weights are worked out at once.
+        together: how many tokens' products with weights are worked out at once, on average.
         first: whether the dealer meets the weights for the first time.
     """
 
@@ -162,7 +163,7 @@ class Load:
     dealt_bytes: float
     work: Work = field(default_factory=Work)
     share: float = 1.0
-    together: int = 1
+    together: float = 1
     first: bool = False
 
     @staticmethod

@@ -137,7 +137,7 @@ def test_a_dealer_expands_the_masks_that_it_does_not_keep() -> None:
 
 def test_tokens_are_worked_out_together_as_far_as_there_are_any() -> None:
     totals = {phase: ([Entry(rounds=30)], WORK) for phase in ("prefill", "decode")}
-    for steps, together in ((1, 1), (3, 3), (500, AT_ONCE)):
+    for steps, together in ((1, 1), (3, 3), (AT_ONCE + 4, (AT_ONCE + 4) / 2), (500, 500 / 32)):
         loads = loads_of(totals, steps)
         assert (loads["token"].together, loads["token"].first) == (together, False)
         assert (loads["prefill"].together, loads["prefill"].first) == (1, True)

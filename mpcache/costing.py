@@ -14,7 +14,7 @@ from mpcache.calibration import loads_of
 from mpcache.config import RunConfig
 from mpcache.eviction.base import Policy
 from mpcache.models.spec import ModelSpec
-from mpcache.program import policy_of, predict
+from mpcache.program import first_layers, policy_of, predict
 from mpcache.protocols.ahead import AT_ONCE
 from mpcache.protocols.ledger import Entry, Prediction
 from mpcache.protocols.work import Work, worked
@@ -83,9 +83,7 @@ def quick(
         policy: instead of the configuration's.
     """
     policy = (policy or policy_of(config, prompt_tokens)).fitted(spec)
-    first: dict[int, int] = {}
-    for layer in range(spec.layers):
-        first.setdefault(policy.layer_kind(layer), layer)
+    first = first_layers(policy, spec)
     walked = max(first.values()) + 1
     prediction = predict(config, spec, prompt_tokens, walked=walked, policy=policy)
     copies = {layer: first[policy.layer_kind(layer)] for layer in range(walked, spec.layers)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from mpcache.errors import MpcacheError
 from mpcache.eviction.base import Budget, Policy
 from mpcache.eviction.registry import configured
 from mpcache.generation import Generation, Request, generate
-from mpcache.models.decoder import load_weights
+from mpcache.models.decoder import load_weights, matrices_of
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.channel import Spec
 from mpcache.protocols.counting import CountingCrypten
@@ -263,12 +263,43 @@ def _one_step(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"max_new_tokens": min(2, config.max_new_tokens)})
 
 
+def first_layers(policy: Policy, spec: ModelSpec) -> dict[int, int]:
+    """Kind of a layer -> the first one of it: all others of a kind cost the same.
+
+    Args:
+        policy: fitted to `spec`.
+    """
+    first: dict[int, int] = {}
+    for layer in range(spec.layers):
+        first.setdefault(policy.layer_kind(layer), layer)
+    return first
+
+
 def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]:
-    """The run's products with weights, in their order; every decode step has the same."""
-    suite = Foreseeing(setting_of(config))
-    _walk(_one_step(config), spec, SecureMachine(suite, suite.prediction), prompt_tokens)
-    steps = config.max_new_tokens - 1
-    return suite.uses.get("prefill", []) + steps * suite.uses.get("decode", [])
+    """The run's products with weights, in their order.
+
+    Every decode step has the same, and so have layers of one kind, each with weights of its own.
+    """
+    policy = policy_of(config, prompt_tokens).fitted(spec)
+    first = first_layers(policy, spec)
+    suite, walked = Foreseeing(setting_of(config)), max(first.values()) + 1
+    machine = SecureMachine(suite, suite.prediction)
+    _walk(_one_step(config), spec, machine, prompt_tokens, walked, policy)
+    matrices = matrices_of(spec)
+
+    def phase(name: str) -> Iterator[Use]:
+        last = f"layer{walked - 1}"
+        for path, uses in suite.uses.items():
+            if path.partition("/")[0] != name:
+                continue
+            yield from uses
+            for layer in range(walked, spec.layers) if path == f"{name}/{last}" else ():
+                source = first[policy.layer_kind(layer)]
+                own = dict(zip(matrices[source], matrices[layer], strict=True))
+                for use in suite.uses[f"{name}/layer{source}"]:
+                    yield replace(use, weight=own[use.weight])
+
+    return [*phase("prefill"), *list(phase("decode")) * (config.max_new_tokens - 1)]
 
 
 def _suite(config: RunConfig, wires: Wires, dealt: Dealt | None, stack: ExitStack) -> Suite:

@@ -196,4 +196,4 @@ def foreseen(job: Job) -> list[Use]:
     """Products with weights in all steps of a job in suite `dealer`, in their order."""
     suite = Foreseeing(job.setting())
     walk(job, SecureMachine(suite, suite.prediction), Side(None), lambda step: None)
-    return [use for step in range(job.steps) for use in suite.uses.get(f"step{step}", [])]
+    return [use for uses in suite.uses.values() for use in uses]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-from mpcache.models.fusing import Fused, fused_groups
+from mpcache.models.fusing import Fused, Group, fused_groups
 from mpcache.models.rotary_tables import rotary_tables
 from mpcache.models.spec import ModelSpec
 from mpcache.protocols.activation import gated, gelu, relu, silu
@@ -78,10 +78,23 @@ def load_weights(
         with nullcontext() if layer is None else machine.scope(f"layer{layer}"):
             for name, group in named:
                 tensor = None if given is None else given[name]
-                matrix = len(group.shape) == 2 and name not in ADDED
-                put = machine.matrix if matrix else machine.weight
+                put = machine.matrix if _multiplies(name, group) else machine.weight
                 weights[name] = put(name, tensor, group.shape)
     return Model(spec, weights)
+
+
+def _multiplies(name: str, group: Group) -> bool:
+    """Whether a weight is only used as the right side of a product."""
+    return len(group.shape) == 2 and name not in ADDED
+
+
+def matrices_of(spec: ModelSpec) -> dict[int | None, list[int]]:
+    """Layer (None before and behind them) -> its matrices' numbers in `load_weights`."""
+    found: dict[int | None, list[int]] = {}
+    groups = [group for name, group in fused_groups(spec).items() if _multiplies(name, group)]
+    for number, group in enumerate(groups):
+        found.setdefault(group.layer, []).append(number)
+    return found
 
 
 def forward(

@@ -156,7 +156,7 @@ class Foreseeing(CountingDealer):
     """The cost, for the products with weights that a run will have.
 
     Attributes:
-        uses: the first scope's name -> uses in it, in their order.
+        uses: path of two scopes -> uses in them, in their order.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -164,7 +164,8 @@ class Foreseeing(CountingDealer):
         self.uses: dict[str, list[Use]] = {}
 
     def foreseen(self, use: Use) -> None:
-        self.uses.setdefault(self.prediction.path.partition("/")[0], []).append(use)
+        path = "/".join(self.prediction.path.split("/")[:2])
+        self.uses.setdefault(path, []).append(use)
 
 
 class Dealing(DealerSuite):

@@ -161,10 +161,15 @@ def identity(number: int) -> torch.Tensor:
     return torch.eye(6, dtype=torch.int64)
 
 
+@pytest.mark.parametrize("model", ["smollm2", "opt-350m"])
 @pytest.mark.parametrize("policy", [name for name in POLICY_NAMES if name != "oracle"])
-def test_every_step_uses_the_weights_alike(policy: str) -> None:
+def test_every_step_and_every_layer_of_a_kind_use_their_weights_alike(
+    policy: str, model: str
+) -> None:
     """So that a walk through one of them tells of all."""
     config = load(None, {"max_new_tokens": 4, "cache": {"policy": policy}})
-    spec, suite = find("smollm2", "synthetic", 0).spec, Foreseeing(program.setting_of(config))
-    program._walk(config, spec, SecureMachine(suite, suite.prediction), 40)
-    assert program.uses_of(config, spec, 40) == suite.uses["prefill"] + suite.uses["decode"]
+    spec, suite = find(model, "synthetic", 0).spec, Foreseeing(program.setting_of(config))
+    found: list[Use] = []
+    with mock.patch.object(suite, "foreseen", found.append):
+        program._walk(config, spec, SecureMachine(suite, suite.prediction), 40)
+    assert program.uses_of(config, spec, 40) == found

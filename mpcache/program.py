@@ -281,25 +281,36 @@ def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]
     Every decode step has the same, and so have layers of one kind, each with weights of its own.
     """
     policy = policy_of(config, prompt_tokens).fitted(spec)
-    first = first_layers(policy, spec)
-    suite, walked = Foreseeing(setting_of(config)), max(first.values()) + 1
-    machine = SecureMachine(suite, suite.prediction)
-    _walk(_one_step(config), spec, machine, prompt_tokens, walked, policy)
-    matrices = matrices_of(spec)
+    first, matrices = first_layers(policy, spec), matrices_of(spec)
+    last = max(first.values())
+    found = _foreseen(config, spec, prompt_tokens, last + 1, policy)
+    known = {number for numbers in matrices.values() for number in numbers}
+    if any(use.weight not in known for uses in found.values() for use in uses):
+        last = spec.layers - 1  # the policy has weights of its own
+        found = _foreseen(config, spec, prompt_tokens, last + 1, policy)
 
     def phase(name: str) -> Iterator[Use]:
-        last = f"layer{walked - 1}"
-        for path, uses in suite.uses.items():
+        for path, uses in found.items():
             if path.partition("/")[0] != name:
                 continue
             yield from uses
-            for layer in range(walked, spec.layers) if path == f"{name}/{last}" else ():
+            for layer in range(last + 1, spec.layers) if path == f"{name}/layer{last}" else ():
                 source = first[policy.layer_kind(layer)]
                 own = dict(zip(matrices[source], matrices[layer], strict=True))
-                for use in suite.uses[f"{name}/layer{source}"]:
+                for use in found[f"{name}/layer{source}"]:
                     yield replace(use, weight=own[use.weight])
 
     return [*phase("prefill"), *list(phase("decode")) * (config.max_new_tokens - 1)]
+
+
+def _foreseen(
+    config: RunConfig, spec: ModelSpec, prompt_tokens: int, walked: int, policy: Policy
+) -> dict[str, list[Use]]:
+    """Uses by path in a prompt and one step, through the first `walked` layers."""
+    suite = Foreseeing(setting_of(config))
+    machine = SecureMachine(suite, suite.prediction)
+    _walk(_one_step(config), spec, machine, prompt_tokens, walked, policy)
+    return suite.uses
 
 
 def _suite(config: RunConfig, wires: Wires, dealt: Dealt | None, stack: ExitStack) -> Suite:

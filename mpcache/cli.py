@@ -214,6 +214,9 @@ def deal(
         threads=threads,
         sharing=sharing,
     )
+    from mpcache.heap import keep_pages
+
+    keep_pages()
     if prompt_tokens is not None and sessions is not None:
         from mpcache import stores
 

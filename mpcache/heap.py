@@ -29,7 +29,8 @@ def keep_pages() -> bool:
     """Have glibc keep what is freed on its heap.
 
     In suite crypten tensors as big as the weights come and go at every product: mapping them anew
-    takes a third of the time.
+    takes a third of the time. At a dealer, whose masks come and go, it takes a fourth of OPT-1.3B's
+    and less of smaller models'.
 
     Returns:
         Whether it does; elsewhere than on glibc nothing is changed.

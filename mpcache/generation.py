@@ -25,7 +25,7 @@ class Generation:
 
     `ids` are the new tokens where they are known: at the client and in the twin. `logits` are
     [vocab] for each new token, and `choices` what the cache chose, in order, where they were asked
-    for and opened. Seconds are wall time.
+    for and opened. Seconds are wall time, `step_seconds` those of each decode step.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -33,6 +33,7 @@ class Generation:
     choices: list[torch.Tensor] = field(default_factory=list)
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
     cache: Cache | None = None
 
 
@@ -82,10 +83,11 @@ def generate(
     since = time.perf_counter()
     for position in range(1, request.new_tokens):
         given = token if request.forced is None else request.forced[position - 1]
-        start = request.prompt_tokens + position - 1
+        start, began = request.prompt_tokens + position - 1, time.perf_counter()
         with machine.scope("decode"):
             ids = None if given is None else [given]
             token = _step(machine, model, request, result, ids, start, 1)
+        result.step_seconds.append(time.perf_counter() - began)
         if on_token:
             on_token(position, token)
     result.decode_seconds = time.perf_counter() - since

@@ -348,6 +348,7 @@ def _record(wires: Wires, result: Generation) -> dict[str, Any]:
             "prefill": result.prefill_seconds,
             "decode": result.decode_seconds,
         },
+        "step_seconds": result.step_seconds,
         "kept": kept_of(result),
         "peak_memory_bytes": peak_memory_bytes(),
         "peers": {

@@ -65,6 +65,7 @@ def make_record(**changes: Any) -> RunRecord:
             kept=KEPT,
             peak_memory_bytes=10**6,
             peers={1 - rank: {"sent_bytes": sent, "received_bytes": sent}},
+            step_seconds=(3.0 - rank, 0.5),
         )
         for rank in range(2)
     )

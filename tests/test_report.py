@@ -111,12 +111,17 @@ def test_sums_are_those_of_the_ledgers() -> None:
     assert secure["prefill"]["seconds"] == 2.0  # the slower party's
     assert secure["decode"]["per_token"]["rounds"] == 2
     assert secure["decode"]["per_token"]["seconds"] == 2.0
+    assert secure["decode"]["per_token"]["median_seconds"] == (3.0 + 0.5) / 2  # slower party's
+    assert secure["decode"]["per_token"]["slowest_seconds"] == 3.0
+    shown = tables.headline(build_report(make_record()))
+    assert ("a token, median and slowest", "-", "1.750 s, 3.000 s") in shown
     assert secure["prefill"]["by_scope"]["layer1/attention"]["rounds"] == 4
 
 
 def test_a_run_without_decode_steps_has_no_figure_per_token() -> None:
     report = build_report(make_record(decode_steps=0))
     assert report["secure"]["decode"]["per_token"]["seconds"] is None
+    assert not any("slowest" in what for what, *_ in tables.headline(report))
     assert "Plaintext against" in render(report)
 
 

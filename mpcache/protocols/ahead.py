@@ -20,9 +20,9 @@ from mpcache.protocols.correlation import MaskedProduct
 from mpcache.protocols.dealer import Use
 from mpcache.protocols.pieces import Randomness
 
-AT_ONCE = (
-    16  # tokens: twice as many would save little of a weight's reading, and come in larger lumps
-)
+# Tokens that meet a weight together. More of them would save little more of its reading, and the
+# first of them would wait longer.
+AT_ONCE = 16
 
 
 class Ahead:

@@ -63,6 +63,7 @@ class PartyRecord:
     Attributes:
         scopes: as in `PredictedParty`, with the `TIMES` besides the counts.
         phase_seconds: wall time of ``setup``, ``prefill`` and ``decode``.
+        step_seconds: the same of each decode step.
         kept: public token counts: ``static`` by layer, ``dynamic`` by decode step, and by layer
             within a step where layers differ.
         peers: rank of a peer -> ``sent_bytes`` and ``received_bytes`` on that wire, where counted.
@@ -76,6 +77,7 @@ class PartyRecord:
     kept: Kept
     peak_memory_bytes: int
     peers: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    step_seconds: tuple[float, ...] = ()
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> PartyRecord:
@@ -97,6 +99,7 @@ class PartyRecord:
                 kept={level: list(counts) for level, counts in values["kept"].items()},
                 peak_memory_bytes=int(values["peak_memory_bytes"]),
                 peers={int(peer): wire for peer, wire in values.get("peers", {}).items()},
+                step_seconds=tuple(map(float, values.get("step_seconds", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise MpcacheError("a party's record of its run is not complete") from None

@@ -45,6 +45,7 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("setup", "-", in_seconds(secure["setup"]["seconds"])),
         ("prefill", in_seconds(plain["prefill_seconds"]), in_seconds(prefill["seconds"])),
         ("a token", in_seconds(plain["decode_seconds_per_token"]), in_seconds(token["seconds"])),
+        *_spread(token),
         ("rounds, prefill", "-", f"{prefill['rounds']:,}"),
         ("rounds, a token", "-", rounds),
         ("bytes sent, setup", "-", by_party(secure["setup"]["sent_bytes"])),
@@ -59,6 +60,15 @@ def headline(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     elif "dealer" in secure:
         rows.append(("dealer's work, all", "-", in_seconds(secure["dealer"]["seconds"])))
     return rows
+
+
+def _spread(token: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Tokens do not take equally long; reports of earlier versions do not say so."""
+    median, slowest = token.get("median_seconds"), token.get("slowest_seconds")
+    if median is None or slowest is None:
+        return []
+    told = f"{in_seconds(median)}, {in_seconds(slowest)}"
+    return [("a token, median and slowest", "-", told)]
 
 
 def against_prediction(report: dict[str, Any]) -> list[tuple[str, str, str]]:

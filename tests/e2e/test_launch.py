@@ -110,6 +110,8 @@ def test_two_parties_to_the_end(
     for phase in ("prefill", "decode"):
         for name in ("rounds", "sent_bytes", "dealt_bytes"):
             assert report["secure"][phase][name] == report["predicted"][phase][name]
+    token = report["secure"]["decode"]["per_token"]
+    assert 0 < token["median_seconds"] <= token["slowest_seconds"] < 3 * token["seconds"]
     wanted = {"next token", "verify: logits", "verify: choices"}
     assert {item["why"] for item in report["openings"]} == wanted
     assert all(item["to"] == "client" for item in report["openings"])

@@ -15,6 +15,7 @@ import torch
 
 from mpcache.errors import MpcacheError
 from mpcache.fitting import nonnegative
+from mpcache.heap import free_at_once, keep_pages
 from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.kernels.ring import ring_product
 from mpcache.parties.handshake import Hello
@@ -38,7 +39,9 @@ TINY = 8  # rows, inputs and outputs of a product with next to nothing to do
 BATCH, ENOUGH = 32, 500_000  # products at once at most, and operands from which one is enough
 SIZES = (8, 4_096, 65_536, 1_048_576, 4_194_304)  # bytes of a frame
 EXCHANGES = 300
+PAIRS = 3  # of processes that keep pages, and as many of such that do not
 
+Row = tuple[float, float, float]  # bytes, seconds, busy seconds of an exchange
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Axes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -137,13 +140,37 @@ def measure_wires(sizes: Sequence[int] = SIZES, exchanges: int = EXCHANGES) -> t
 
 
 def _wire(identities: list[Identity | None], sizes: Sequence[int], exchanges: int) -> Wire:
+    """Between pairs of processes that keep pages and pairs that map them anew: in a run it goes one
+    way or the other for a process's whole life, and a byte takes half as long again."""
+    pairs = [
+        _pair(identities, sizes, exchanges, pages)
+        for _ in range(PAIRS)
+        for pages in (keep_pages, free_at_once)
+    ]
+    return fit_wire([_mean(rows) for rows in zip(*pairs, strict=True)])
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    size, seconds, busy = (statistics.mean(column) for column in zip(*rows, strict=True))
+    return size, seconds, busy
+
+
+def _pair(
+    identities: list[Identity | None],
+    sizes: Sequence[int],
+    exchanges: int,
+    pages: Callable[[], bool],
+) -> list[Row]:
+    """Two processes' exchanges, by size: the end that took longer."""
     addresses = loopback_addresses(2)
     context = multiprocessing.get_context("fork")
     ends, processes = [], []
     for rank in range(2):
         near, far = context.Pipe(duplex=False)
         endpoint = Endpoint(rank, addresses, identities[rank])
-        process = context.Process(target=_end, args=(endpoint, sizes, exchanges, far), daemon=True)
+        process = context.Process(
+            target=_end, args=(endpoint, sizes, exchanges, pages, far), daemon=True
+        )
         process.start()
         far.close()
         ends.append(near)
@@ -155,12 +182,19 @@ def _wire(identities: list[Identity | None], sizes: Sequence[int], exchanges: in
     finally:
         for process in processes:
             process.join()
-    return fit_wire([max(pair) for pair in zip(*rows, strict=True)])
+    return [max(pair) for pair in zip(*rows, strict=True)]
 
 
-def _end(endpoint: Endpoint, sizes: Sequence[int], exchanges: int, out: Any) -> None:
+def _end(
+    endpoint: Endpoint,
+    sizes: Sequence[int],
+    exchanges: int,
+    pages: Callable[[], bool],
+    out: Any,
+) -> None:
     """One end of the wire: sends (bytes, seconds, busy seconds) of an exchange of each size."""
     torch.set_num_threads(1)
+    pages()
     hello = Hello("micro", "", "", endpoint.rank, 2, "micro")
     with connect(endpoint, hello, Ledger(endpoint.rank, 2)) as wires:
         out.send([(size, *_exchanged(wires, size, exchanges)) for size in sizes])
@@ -181,7 +215,7 @@ def _exchanged(wires: Wires, size: int, exchanges: int) -> tuple[float, float]:
     return statistics.quantiles(seconds[3:], n=4)[0], spent
 
 
-def fit_wire(rows: Sequence[tuple[float, float, float]]) -> Wire:
+def fit_wire(rows: Sequence[Row]) -> Wire:
     """Lines through (bytes, seconds, busy seconds), by relative error."""
     lines = [_line([(size, row[place]) for size, *row in rows]) for place in (0, 1)]
     (seconds, each), (busy, busy_each) = lines

@@ -132,12 +132,16 @@ class Wire:
     Args:
         round_seconds, byte_seconds: of an exchange, and of each byte that a party sends in it.
         round_busy, byte_busy: the same of a party's processor.
+        sent_busy, taken_busy: of each byte of large frames that go one way, at their sender and at
+            a receiver that does other work beside.
     """
 
     round_seconds: float
     byte_seconds: float
     round_busy: float
     byte_busy: float
+    sent_busy: float
+    taken_busy: float
 
     def seconds(self, load: Load, network: tuple[float, float]) -> float:
         """Of all exchanges; an emulated network's delay holds this machine's own in it."""
@@ -299,10 +303,9 @@ class Speeds:
         own, dealer = self.own(load, live), 0.0
         busy = shared[0] * (own + wire.busy(load)) if shared else 0.0
         if live:
-            # an exchange sends and takes as many bytes; here the dealer sends and a party takes
-            delivery = load.dealt_bytes * wire.byte_busy / 2
-            own += delivery
-            dealer = self.dealing(load) + delivery
-            busy += delivery + dealer
+            taken = load.dealt_bytes * wire.taken_busy
+            own += taken
+            dealer = self.dealing(load) + load.dealt_bytes * wire.sent_busy
+            busy += taken + dealer
         turns = busy / shared[1] if shared else 0.0
         return max(own + wire.seconds(load, network), dealer, turns)

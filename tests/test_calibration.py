@@ -116,6 +116,7 @@ def test_small_kernels_and_wires_are_measured() -> None:
         assert len(grid.rates[0]) == 2
     plain, tls = micro.measure_wires((8, 4096), 5)
     assert plain.round_seconds > 0 and tls.round_seconds > 0
+    assert tls.sent_busy > 0 and tls.taken_busy >= 0
 
 
 def test_products_too_large_to_measure_go_at_the_speed_of_fewer_rows(

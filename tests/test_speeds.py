@@ -112,14 +112,13 @@ def test_seconds_are_the_longest_of_what_must_be_done() -> None:
 
 
 def test_what_a_live_dealer_deals_is_sent_and_taken() -> None:
-    """Half of what a processor is busy with a byte of an exchange, at either end."""
     load = _load(dealt_bytes=4e9)
-    delivery = 2e9 * SPEEDS.tls.byte_busy
+    sent, taken = 4e9 * SPEEDS.tls.sent_busy, 4e9 * SPEEDS.tls.taken_busy
     own, dealer = SPEEDS.own(load), SPEEDS.dealing(load)
-    longest = max(own + SPEEDS.tls.seconds(load, (0.0, 0.0)), dealer)
-    assert SPEEDS.seconds(load) == pytest.approx(longest + delivery)
+    longest = max(own + taken + SPEEDS.tls.seconds(load, (0.0, 0.0)), dealer + sent)
+    assert SPEEDS.seconds(load) == pytest.approx(longest)
     assert SPEEDS.seconds(load, live=False) == SPEEDS.seconds(_load(), live=False)
-    turns = 2 * (own + SPEEDS.tls.busy(load)) + dealer + 2 * delivery
+    turns = 2 * (own + SPEEDS.tls.busy(load)) + taken + dealer + sent
     assert SPEEDS.seconds(load, shared=(2, 1)) == pytest.approx(turns)
 
 

@@ -180,6 +180,8 @@ def _in_a_run(wire: Wire, bare: Wire, moved: dict[str, float]) -> Wire:
         wire.byte_seconds + slower,
         wire.round_busy + colder,
         wire.byte_busy + slower,
+        wire.sent_busy,
+        wire.taken_busy,
     )
 
 

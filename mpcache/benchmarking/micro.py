@@ -6,8 +6,10 @@ import itertools
 import multiprocessing
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mpcache.fitting import nonnegative
 from mpcache.heap import free_at_once, keep_pages
 from mpcache.kernels.prg import SEED_BYTES, Stream
 from mpcache.kernels.ring import ring_product
+from mpcache.parties.dealing import CHUNK
 from mpcache.parties.handshake import Hello
 from mpcache.parties.local import loopback_addresses
 from mpcache.parties.tls import Identity, make_keys
@@ -35,6 +38,7 @@ COLD = 96_000_000  # bytes of right sides in turn, so that none is in a cache
 MOST_COPIES = 64
 REPEATS = 5
 MASK = 1 << 26  # bytes of a weight's mask
+WORK, ALONE = 4096, 3000  # elements of a small operation, and how many are made alone
 TINY = 8  # rows, inputs and outputs of a product with next to nothing to do
 BATCH, ENOUGH = 32, 500_000  # products at once at most, and operands from which one is enough
 SIZES = (8, 4_096, 65_536, 1_048_576, 4_194_304)  # bytes of a frame
@@ -147,7 +151,9 @@ def _wire(identities: list[Identity | None], sizes: Sequence[int], exchanges: in
         for _ in range(PAIRS)
         for pages in (keep_pages, free_at_once)
     ]
-    return fit_wire([_mean(rows) for rows in zip(*pairs, strict=True)])
+    rows = [_mean(same) for same in zip(*(rows for rows, _ in pairs), strict=True)]
+    sent, taken = (statistics.mean(column) for column in zip(*(w for _, w in pairs), strict=True))
+    return replace(fit_wire(rows), sent_busy=sent, taken_busy=taken)
 
 
 def _mean(rows: Sequence[Row]) -> Row:
@@ -160,8 +166,9 @@ def _pair(
     sizes: Sequence[int],
     exchanges: int,
     pages: Callable[[], bool],
-) -> list[Row]:
-    """Two processes' exchanges, by size: the end that took longer."""
+) -> tuple[list[Row], tuple[float, float]]:
+    """Two processes' exchanges by size, of the end that took longer; what frames that go one way
+    take at either end."""
     addresses = loopback_addresses(2)
     context = multiprocessing.get_context("fork")
     ends, processes = [], []
@@ -176,13 +183,13 @@ def _pair(
         ends.append(near)
         processes.append(process)
     try:
-        rows = [end.recv() for end in ends]
+        rows, ways = zip(*(end.recv() for end in ends), strict=True)
     except EOFError:
         raise MpcacheError("the exchanges could not be measured: a process ended") from None
     finally:
         for process in processes:
             process.join()
-    return [max(pair) for pair in zip(*rows, strict=True)]
+    return [max(pair) for pair in zip(*rows, strict=True)], ways
 
 
 def _end(
@@ -192,12 +199,14 @@ def _end(
     pages: Callable[[], bool],
     out: Any,
 ) -> None:
-    """One end of the wire: sends (bytes, seconds, busy seconds) of an exchange of each size."""
+    """One end of the wire: sends (bytes, seconds, busy seconds) of an exchange of each size, and
+    its busy seconds a byte of frames that go one way."""
     torch.set_num_threads(1)
     pages()
     hello = Hello("micro", "", "", endpoint.rank, 2, "micro")
     with connect(endpoint, hello, Ledger(endpoint.rank, 2)) as wires:
-        out.send([(size, *_exchanged(wires, size, exchanges)) for size in sizes])
+        rows = [(size, *_exchanged(wires, size, exchanges)) for size in sizes]
+        out.send((rows, _one_way(wires, max(2, exchanges // 2))))
 
 
 def _exchanged(wires: Wires, size: int, exchanges: int) -> tuple[float, float]:
@@ -215,11 +224,38 @@ def _exchanged(wires: Wires, size: int, exchanges: int) -> tuple[float, float]:
     return statistics.quantiles(seconds[3:], n=4)[0], spent
 
 
+def _one_way(wires: Wires, frames: int) -> float:
+    """Busy seconds a byte at this end while party 0 sends frames as a dealer does, and party 1
+    takes them in a thread beside its own work, whose interpreter both need."""
+    if wires.rank == 0:
+        frame = torch.zeros(CHUNK, dtype=torch.uint8)
+        began = time.process_time()
+        for _ in range(frames):
+            wires.exchange("micro", {1: [frame]}, {})
+        return (time.process_time() - began) / (frames * CHUNK)
+
+    def take() -> None:
+        for _ in range(frames):
+            wires.exchange("micro", {}, {0: [Spec((CHUNK,), torch.uint8)]})
+
+    work = torch.arange(WORK)
+    began = time.process_time()
+    for _ in range(ALONE):
+        work * work
+    alone = (time.process_time() - began) / ALONE
+    thread, count, began = threading.Thread(target=take), 0, time.process_time()
+    thread.start()
+    while thread.is_alive():
+        work * work
+        count += 1
+    return max(0.0, time.process_time() - began - count * alone) / (frames * CHUNK)
+
+
 def fit_wire(rows: Sequence[Row]) -> Wire:
     """Lines through (bytes, seconds, busy seconds), by relative error."""
     lines = [_line([(size, row[place]) for size, *row in rows]) for place in (0, 1)]
     (seconds, each), (busy, busy_each) = lines
-    return Wire(seconds, each, busy, busy_each)
+    return Wire(seconds, each, busy, busy_each, busy_each / 2, busy_each / 2)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> Iterator[float]:

@@ -61,7 +61,7 @@ def test_seconds_of_the_network_alone_by_hand() -> None:
 
 
 def test_a_calibrated_machine_adds_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    still = Wire(0.0, 0.0, 0.0, 0.0)
+    still = Wire(*[0.0] * 6)
     speeds = replace(SPEEDS, party={"scope uses": 1e-3}, dealer={}, tls=still)
     monkeypatch.setattr(pricing.calibration, "load", lambda suite: (speeds, ""))
     clock = Clock.here()

@@ -104,7 +104,7 @@ class Maximum(Operation):
             first, second = torch.triu_indices(group, group, 1)
             wins = at_least(machine, x.take(first), x.take(second), **bits)
             losses = machine.shift(
-                wins.pour(second, group) - wins.pour(first, group),
+                -wins.balance(group),
                 torch.arange(group - 1, -1, -1, dtype=torch.float64),
             )
             best = negative(machine, machine.shift(losses, -1.0), magnitude=group.bit_length())

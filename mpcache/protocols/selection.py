@@ -39,8 +39,9 @@ class Rank(Operation):
         size = x.shape[-1]
         first, second = torch.triu_indices(size, size, 1, device=x.share.device)
         wins = at_least(machine, x.take(first), x.take(second), **bits)
-        ranks = wins.pour(second, size) - wins.pour(first, size)
-        return machine.shift(ranks, torch.arange(size - 1, -1, -1, dtype=torch.float64))
+        return machine.shift(
+            -wins.balance(size), torch.arange(size - 1, -1, -1, dtype=torch.float64)
+        )
 
     def run_dealer(self, machine: SecureMachine, x: Secret, **bits: int) -> Secret:
         suite, size = machine.suite, x.shape[-1]

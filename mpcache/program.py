@@ -166,8 +166,7 @@ def deal(
         The bytes dealt.
     """
     suite = Dealing(setting_of(config), seeds, emit)
-    if not suite.shared_weights:
-        suite.foresee(uses_of(config, spec, prompt_tokens))
+    suite.foresee(uses_of(config, spec, prompt_tokens))
     _walk(config, spec, SecureMachine(suite, ledger or Scopes()), prompt_tokens)
     return suite.dealt_bytes
 
@@ -233,10 +232,11 @@ def run_secure(
                     f"party {config.client} announced a prompt of {count} tokens, and the store"
                     f" was dealt for {dealt.prompt_tokens}"
                 )
-            uses = _look_ahead(config, spec, count, wires.rank)
+            # a walk also chooses what is chosen by cost: once in a process, so before the prompt
+            uses = uses_of(config, spec, count) if config.protocol == "dealer" else []
             machine = SecureMachine(_suite(config, wires, dealt, stack), ledger)
             model = load_weights(machine, spec, tensors, shares)
-            if uses and isinstance(machine.suite, OnlineDealer):
+            if uses and wires.rank == 1 and isinstance(machine.suite, OnlineDealer):
                 # with a store now, while the peer waits; with a live dealer as tokens come
                 stored = dealt is not None and dealt.prompt_tokens is not None
                 with machine.scope("ahead"):
@@ -245,17 +245,6 @@ def run_secure(
             wires.exchange(READY, {rank: [] for rank in others}, {rank: [] for rank in others})
         request = _request(config, prompt, count)
         return generate(machine, model, policy_of(config, request.prompt_tokens), request, on_token)
-
-
-def _look_ahead(config: RunConfig, spec: ModelSpec, count: int, rank: int) -> list[Use]:
-    """Walk once without data: what a process chooses by cost it chooses only once, and so before
-    the prompt instead of in its first layer. At party 1, what it can work ahead of."""
-    if config.protocol != "dealer":
-        return []
-    if rank == 1 and config.sharing != "shared":
-        return uses_of(config, spec, count)
-    predict(_one_step(config), spec, count, walked=min(2, spec.layers))
-    return []
 
 
 def _one_step(config: RunConfig) -> RunConfig:
@@ -276,7 +265,7 @@ def first_layers(policy: Policy, spec: ModelSpec) -> dict[int, int]:
 
 
 def uses_of(config: RunConfig, spec: ModelSpec, prompt_tokens: int) -> list[Use]:
-    """The run's products with weights, in their order.
+    """The run's products with weights that party 0 owns, in their order.
 
     Every decode step has the same, and so have layers of one kind, each with weights of its own.
     """

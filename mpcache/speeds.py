@@ -6,6 +6,7 @@ shapes. Both come from `mpcache cost --calibrate` and hold for the machine that 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,13 +74,15 @@ def _place(points: Sequence[int], value: int) -> tuple[int, float]:
 class Kernels:
     """Products by how they are made: ring products of either layout, and torch's own.
 
-    `narrow` are ring products with right sides of 16 bits, as a weight's owner has them.
+    `narrow` are ring products with right sides of 16 bits, as a weight's owner has them; `expand`
+    is the dealer's seconds for a byte of a weight's mask.
     """
 
     by_inputs: Grid
     by_outputs: Grid
     narrow: Grid
     torch: Grid
+    expand: float
 
     def party(self, product: Product, together: float = 1) -> float:
         """Seconds of the party that takes longer.
@@ -224,7 +227,6 @@ class Speeds:
 
     Attributes:
         party, dealer: column -> processor seconds a unit; the dealer's empty where there is none.
-        expand: the dealer's seconds for a byte of a weight's mask.
         plain, tls: exchanges over a plain socket and over TLS.
         held_out: the error on layers that were left out of the fit, in seconds from begin to end.
         held_out_busy: the same in a party's processor seconds, which other processes do not touch.
@@ -233,7 +235,6 @@ class Speeds:
     kernels: Kernels
     party: Mapping[str, float]
     dealer: Mapping[str, float]
-    expand: float
     plain: Wire
     tls: Wire
     held_out: Error
@@ -252,12 +253,13 @@ class Speeds:
     @staticmethod
     def read(values: Mapping[str, Any]) -> Speeds:
         """From plain values, as `dataclasses.asdict` makes them."""
-        kernels = {name: Grid(**grid) for name, grid in values["kernels"].items()}
+        kernels = dict(values["kernels"])
+        expand = float(kernels.pop("expand"))
+        grids = {name: Grid(**grid) for name, grid in kernels.items()}
         return Speeds(
-            Kernels(**kernels),
+            Kernels(**grids, expand=expand),
             {str(name): float(value) for name, value in values["party"].items()},
             {str(name): float(value) for name, value in values["dealer"].items()},
-            float(values["expand"]),
             Wire(**values["plain"]),
             Wire(**values["tls"]),
             Error(**values["held_out"]),
@@ -266,20 +268,16 @@ class Speeds:
 
     def own(self, load: Load, live: bool = True) -> float:
         """A party's own work; see `seconds`."""
-
-        def product(one: Product) -> float:
-            return self.kernels.party(one, load.together) if live else self.kernels.ahead(one)
-
-        return load.share * fitting.total(self.party, columns(load.work, product))
+        kernels = self.kernels.ahead
+        if live:
+            kernels = functools.partial(self.kernels.party, together=load.together)
+        return load.share * fitting.total(self.party, columns(load.work, kernels))
 
     def dealing(self, load: Load) -> float:
         """The dealer's work; it works out as many tokens' products at once as a party."""
-
-        def product(one: Product) -> float:
-            return self.kernels.dealer(one, load.together)
-
-        own = load.share * fitting.total(self.dealer, columns(load.work, product))
-        return own + self.expand * load.expanded_bytes
+        kernels = functools.partial(self.kernels.dealer, together=load.together)
+        own = load.share * fitting.total(self.dealer, columns(load.work, kernels))
+        return own + self.kernels.expand * load.expanded_bytes
 
     def seconds(
         self,

@@ -100,7 +100,7 @@ def test_a_small_calibration_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_spec", lambda model: small)
     monkeypatch.setattr(measuring, "PIECES", {"dealer": pieces})
     lines: list[str] = []
-    kernels = Kernels(GRID, GRID, GRID, GRID)
+    kernels = Kernels(GRID, GRID, GRID, GRID, 2e-10)
     speeds = measuring.calibrate_suite("dealer", kernels, (WIRE, WIRE), lines.append)
     assert len(lines) == speeds.held_out.count == speeds.held_out_busy.count == 3
     assert all(value >= 0 for value in (*speeds.party.values(), *speeds.dealer.values()))
@@ -129,7 +129,7 @@ def test_products_too_large_to_measure_go_at_the_speed_of_fewer_rows(
 
 def test_a_line_through_exchanges_is_found() -> None:
     rows = [(size, 5e-5 + 2e-9 * size, 4e-5 + 1e-9 * size) for size in micro.SIZES]
-    wire = micro.fit_wire(rows)
+    wire = micro.fit_wire(rows, 3e-10, 7e-10)
     assert wire.round_seconds == pytest.approx(5e-5)
     assert wire.byte_seconds == pytest.approx(2e-9)
     assert (wire.round_busy, wire.byte_busy) == (pytest.approx(4e-5), pytest.approx(1e-9))

@@ -49,7 +49,7 @@ def test_a_grid_of_another_shape_is_refused() -> None:
 
 def test_each_product_has_its_kernel() -> None:
     slow, slower, slowest = (replace(GRID, call=call) for call in (1.0, 2.0, 3.0))
-    kernels = Kernels(slow, slower, slowest, GRID)
+    kernels = Kernels(slow, slower, slowest, GRID, 0.0)
     plain = Product("shared", 1, 1, 8, 8, False)
     turned, owned = plain._replace(by_outputs=True), plain._replace(kind="owned")
     assert round(kernels.party(plain)) == 1
@@ -130,8 +130,9 @@ def test_a_dealer_expands_the_masks_that_it_does_not_keep() -> None:
     assert replace(load, share=1 / 8).expanded_bytes == 0
     assert replace(load, first=True).expanded_bytes == 2 * KEPT_MASKS
     assert replace(load, work=Work(), first=True).expanded_bytes == 0
-    more = SPEEDS.dealing(load) - replace(SPEEDS, expand=0.0).dealing(load)
-    assert more == pytest.approx(SPEEDS.expand * KEPT_MASKS)
+    kept = replace(SPEEDS.kernels, expand=0.0)
+    more = SPEEDS.dealing(load) - replace(SPEEDS, kernels=kept).dealing(load)
+    assert more == pytest.approx(SPEEDS.kernels.expand * KEPT_MASKS)
 
 
 def test_tokens_are_worked_out_together_as_far_as_there_are_any() -> None:

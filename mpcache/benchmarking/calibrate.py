@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mpcache.benchmarking.layers import DecodeJob, LayerJob, PrefillJob
 from mpcache.benchmarking.measure import Measured, measure
-from mpcache.benchmarking.micro import measure_expanding, measure_kernels, measure_wires
+from mpcache.benchmarking.micro import measure_kernels, measure_wires
 from mpcache.eviction.registry import policy_at
 from mpcache.fitting import Sample, fit, held_out
 from mpcache.models.known import KNOWN
@@ -124,7 +124,6 @@ def fitted(
         kernels,
         fit(party),
         fit(dealer) if dealer else {},
-        measure_expanding(),
         plain,
         tls,
         Error(0.0, 0.0, 0),

@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ def measure_kernels(axes: Axes = (ROWS, INPUTS, OUTPUTS)) -> Kernels:
         measure_grid(ring_product, rows, inputs, outputs, by_outputs=True),
         measure_grid(ring_product, rows, inputs, outputs, dtype=torch.int16),
         measure_grid(torch.matmul, few, inputs, outputs),
+        _measure_expanding(),
     )
 
 
@@ -122,7 +122,7 @@ def _seconds(
     return statistics.median(times)
 
 
-def measure_expanding() -> float:
+def _measure_expanding() -> float:
     """Processor seconds for a byte of a weight's mask, expanded from a seed."""
     stream, times = Stream(bytes(SEED_BYTES)), []
     for _ in range(REPEATS):
@@ -153,7 +153,7 @@ def _wire(identities: list[Identity | None], sizes: Sequence[int], exchanges: in
     ]
     rows = [_mean(same) for same in zip(*(rows for rows, _ in pairs), strict=True)]
     sent, taken = (statistics.mean(column) for column in zip(*(w for _, w in pairs), strict=True))
-    return replace(fit_wire(rows), sent_busy=sent, taken_busy=taken)
+    return fit_wire(rows, sent, taken)
 
 
 def _mean(rows: Sequence[Row]) -> Row:
@@ -251,11 +251,11 @@ def _one_way(wires: Wires, frames: int) -> float:
     return max(0.0, time.process_time() - began - count * alone) / (frames * CHUNK)
 
 
-def fit_wire(rows: Sequence[Row]) -> Wire:
-    """Lines through (bytes, seconds, busy seconds), by relative error."""
+def fit_wire(rows: Sequence[Row], sent_busy: float, taken_busy: float) -> Wire:
+    """Lines through (bytes, seconds, busy seconds), by relative error; the rest is as measured."""
     lines = [_line([(size, row[place]) for size, *row in rows]) for place in (0, 1)]
     (seconds, each), (busy, busy_each) = lines
-    return Wire(seconds, each, busy, busy_each, busy_each / 2, busy_each / 2)
+    return Wire(seconds, each, busy, busy_each, sent_busy, taken_busy)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> Iterator[float]:

@@ -178,11 +178,12 @@ def _secure(record: RunRecord) -> dict[str, Any]:
             "by_scope": _by_scope(record.parties, phase),
         }
     decode, steps = phases["decode"], record.decode_steps
-    each = [max(row) for row in zip(*(p.step_seconds for p in record.parties), strict=False)]
+    by_party = [party.step_seconds for party in record.parties] if steps else []
+    each = [max(row) for row in zip(*by_party, strict=False)]
     decode["per_token"] = {
         "seconds": decode["seconds"] / steps if steps else None,
-        "median_seconds": statistics.median(each) if each and steps else None,
-        "slowest_seconds": max(each) if each and steps else None,
+        "median_seconds": statistics.median(each) if each else None,
+        "slowest_seconds": max(each, default=None),
         "rounds": decode["rounds"] / steps if steps else None,
         "sent_bytes": [size / steps for size in decode["sent_bytes"]] if steps else None,
         "dealt_bytes": [size / steps for size in decode["dealt_bytes"]] if steps else None,
